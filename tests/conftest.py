@@ -1,0 +1,18 @@
+"""Fixtures that all tests may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def esc10_dir() -> Path:
+    """Folder of the real ESC-10 shards (never committed); the same behaviour is tested on generated audio too."""
+    root = Path(os.environ.get("XARES_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    folder = root / "esc10"
+    if not folder.is_dir():
+        pytest.skip("the real ESC-10 shards are not on this machine (set XARES_TEST_DATA)")
+    return folder

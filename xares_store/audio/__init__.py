@@ -1,0 +1,1 @@
+"""Audio in: shards, decoding, cropping and length-aware batches."""

@@ -1,0 +1,136 @@
+"""What all commands share: options spelled the same everywhere, and one way to print."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STORE_ENV = "XARES_STORE"
+DATA_ENV = "XARES_DATA_HOME"
+
+console = Console(stderr=True, soft_wrap=True)
+
+
+def default_store() -> Path:
+    """Return the store used when ``--store`` is not given: ``$XARES_STORE`` or ``./xares.store``."""
+    return Path(os.environ.get(STORE_ENV) or "xares.store")
+
+
+def default_data() -> Path:
+    """Return the data root used when ``--data`` is not given: ``$XARES_DATA_HOME`` or ``./xares_data``."""
+    return Path(os.environ.get(DATA_ENV) or "xares_data")
+
+
+def store_option(command: F) -> F:
+    """Add ``--store DIR``; the command receives ``store: Path``."""
+    return click.option(
+        "--store",
+        type=click.Path(path_type=Path),
+        default=default_store,
+        show_default=f"${STORE_ENV} or ./xares.store",
+        help="Folder of the store.",
+    )(command)
+
+
+def data_option(command: F) -> F:
+    """Add ``--data DIR``; the command receives ``data: Path``."""
+    return click.option(
+        "--data",
+        type=click.Path(path_type=Path),
+        default=default_data,
+        show_default=f"${DATA_ENV} or ./xares_data",
+        help="Data root: holds one folder of audio shards a task.",
+    )(command)
+
+
+def device_option(command: F) -> F:
+    """Add ``--device``; the command receives ``device: str`` (``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``)."""
+    return click.option(
+        "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, mps, or auto: an accelerator if any."
+    )(command)
+
+
+def format_options(command: F) -> F:
+    """Add ``--json`` and ``--csv``; the command receives ``fmt``: ``table``, ``json`` or ``csv``."""
+    command = click.option("--csv", "fmt", flag_value="csv", help="Print CSV instead of a table.")(command)
+    command = click.option("--json", "fmt", flag_value="json", help="Print JSON instead of a table.")(command)
+    return click.option("--table", "fmt", flag_value="table", default="table", help="Print a table (default).")(command)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if math.isnan(value):
+            return "nan"
+        return f"{value:.4g}" if value and (abs(value) < 1e-3 or abs(value) >= 1e5) else f"{value:.4f}".rstrip("0").rstrip(".")
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def emit(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, fmt: str = "table", title: str | None = None
+) -> None:
+    """Print rows to standard output as a table for people, or as JSON or CSV for programs.
+
+    Args:
+        columns: column names.
+        rows: one sequence a row, as long as ``columns``.
+        fmt: ``table``, ``json`` (a list of objects; non-finite numbers are null) or ``csv``.
+        title: heading of the table; programs do not get it.
+    """
+    if fmt == "json":
+        records = [dict(zip(columns, map(_plain, row), strict=True)) for row in rows]
+        click.echo(json.dumps(records, indent=1, ensure_ascii=False, default=str))
+        return
+    if fmt == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            writer.writerow(["" if value is None else _json_cell(value) for value in row])
+        return
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for index, column in enumerate(columns):
+        numeric = any(isinstance(row[index], int | float) and not isinstance(row[index], bool) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[_escape(_cell(value)) for value in row])
+    out = Console(soft_wrap=False)
+    if not out.is_terminal:  # piped: as wide as the content, so that nothing is cut
+        out = Console(width=max(80, out.measure(table).maximum))
+    out.print(table)
+
+
+def _json_cell(value: object) -> object:
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return value
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")

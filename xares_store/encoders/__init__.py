@@ -1,0 +1,1 @@
+"""Encoders: the contract, the loader, the conformance check and the built-in ones."""

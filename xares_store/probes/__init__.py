@@ -1,0 +1,1 @@
+"""Probes: what is trained or looked up on stored embeddings."""

@@ -1,0 +1,1 @@
+"""The two phases: embed and evaluate."""

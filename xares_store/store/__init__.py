@@ -1,0 +1,1 @@
+"""The store on disk: parts, runs and the DuckDB index over them."""
