@@ -15,6 +15,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+INTERRUPTED = 130
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 STORE_ENV = "XARES_STORE"
@@ -77,7 +79,11 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         if math.isnan(value):
             return "nan"
-        return f"{value:.4g}" if value and (abs(value) < 1e-3 or abs(value) >= 1e5) else f"{value:.4f}".rstrip("0").rstrip(".")
+        return (
+            f"{value:.4g}"
+            if value and (abs(value) < 1e-3 or abs(value) >= 1e5)
+            else f"{value:.4f}".rstrip("0").rstrip(".")
+        )
     if isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)

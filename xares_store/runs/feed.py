@@ -1,0 +1,163 @@
+"""Decoded clips of many shards as one bounded stream, prepared while the encoder works."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeAlias
+
+from xares_store.audio.decode import Decoded, DecodePool
+from xares_store.audio.shards import Shard, iter_samples
+from xares_store.audio.waveform import CropRule
+from xares_store.clip import Failure
+from xares_store.errors import ClashError, XaresError
+from xares_store.fingerprint import sha256_file
+from xares_store.runs.state import ShardState
+
+
+@dataclass(frozen=True)
+class Started:
+    """A shard is about to be embedded, from sample ``state.first_sample`` on."""
+
+    shard: Shard
+    state: ShardState
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample: its crops, or why it has none."""
+
+    content: list[Decoded] | Failure
+
+
+@dataclass(frozen=True)
+class Ended:
+    """All samples of the shard have been handed over."""
+
+    shard: Shard
+
+
+@dataclass(frozen=True)
+class Reused:
+    """The shard was embedded before and its audio has not changed."""
+
+    shard: Shard
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The shard cannot be used; nothing of it may be committed from here on."""
+
+    shard: Shard
+    error: XaresError
+
+
+Event: TypeAlias = Started | Item | Ended | Reused | Broken
+
+
+class Feed:
+    """Iterate over events of many shards while a thread reads, hashes and hands samples to the decoding processes.
+
+    At most ``max_bytes`` of decoded audio wait to be consumed, however fast decoding is.
+
+    Args:
+        work: shards with their states, in the order to embed them.
+        pool: the decoding processes.
+        rate_hz: sampling rate of the encoder.
+        crop: how recordings become clips.
+        max_bytes: bound on waiting audio.
+    """
+
+    def __init__(
+        self,
+        work: Sequence[tuple[Shard, ShardState]],
+        pool: DecodePool,
+        *,
+        rate_hz: int,
+        crop: CropRule,
+        max_bytes: int,
+    ) -> None:
+        self._work = work
+        self._pool = pool
+        self._rate_hz = rate_hz
+        self._crop = crop
+        self._max_bytes = max_bytes
+        self._events: deque[tuple[int, Event | BaseException | None]] = deque()
+        self._waiting = 0
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="xares-feed", daemon=True)
+
+    def __iter__(self) -> Iterator[Event]:
+        self._thread.start()
+        while True:
+            with self._changed:
+                while not self._events:
+                    self._changed.wait()
+                size, event = self._events.popleft()
+                self._waiting -= size
+                self._changed.notify_all()
+            if event is None:
+                return
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+
+    def stop(self) -> None:
+        """Let the thread end soon; events not yet taken are dropped."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+
+    def _put(self, event: Event | BaseException | None, size: int = 0) -> bool:
+        with self._changed:
+            while self._waiting > self._max_bytes and not self._stopped:
+                self._changed.wait()
+            if self._stopped:
+                return False
+            self._events.append((size, event))
+            self._waiting += size
+            self._changed.notify_all()
+            return True
+
+    def _run(self) -> None:
+        try:
+            for shard, state in self._work:
+                if not self._feed_shard(shard, state):
+                    return
+            self._put(None)
+        except BaseException as error:  # handed to the consumer, which raises it
+            self._put(error)
+
+    def _feed_shard(self, shard: Shard, state: ShardState) -> bool:
+        try:
+            digest = sha256_file(shard.path)
+            if state.sha256 is not None and digest != state.sha256:
+                raise ClashError(
+                    f"The audio shard has changed since it was embedded (sha256 {state.sha256[:12]} then, {digest[:12]} now).",
+                    where=shard.path,
+                    hint="Restore the old shard, or remove its embeddings with `xares store rm` and embed again.",
+                )
+            if state.done:
+                return self._put(Reused(shard))
+            if not self._put(Started(shard, state, digest)):
+                return False
+            samples = islice(iter_samples(shard.path), state.first_sample, None)
+            for content in self._pool.map(samples, shard=shard.name, rate_hz=self._rate_hz, crop=self._crop):
+                size = 0 if isinstance(content, Failure) else sum(clip.audio.nbytes for clip in content)
+                if not self._put(Item(content), size):
+                    return False
+            return self._put(Ended(shard))
+        except XaresError as error:
+            return self._put(Broken(shard, error))
+        except OSError as error:
+            wrapped = XaresError(
+                f"The shard cannot be read: {error.strerror or error}.", where=shard.path, hint="Check the file."
+            )
+            return self._put(Broken(shard, wrapped))

@@ -1,0 +1,53 @@
+"""Which tasks and shards phase one works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from xares_store.audio.shards import Shard, find_shards
+from xares_store.catalog import iter_shipped, load_task
+from xares_store.errors import ConfigError, ShardError
+from xares_store.task import Task
+
+
+def select_tasks(
+    specs: Sequence[str | Task], data: Path
+) -> tuple[list[tuple[Task, list[Shard]]], list[tuple[str, str]]]:
+    """Load the tasks and find their shards.
+
+    Args:
+        specs: task names, paths of task files, or tasks. Empty: every shipped task whose shards are in the data root.
+        data: the data root.
+
+    Returns:
+        Pairs of task and shards, and pairs (name, reason) of tasks left out; nothing is left out that was asked for.
+
+    Raises:
+        ShardError: a task asked for has no shards, or no shipped task has any.
+    """
+    if specs:
+        chosen = [spec if isinstance(spec, Task) else load_task(spec) for spec in specs]
+        seen: dict[str, Task] = {}
+        for task in chosen:
+            if seen.setdefault(task.name, task).fingerprint != task.fingerprint:
+                raise ConfigError(f'Two different tasks are named "{task.name}".', where="--task", hint="Rename one.")
+        return [(task, _flat(find_shards(task, data))) for task in seen.values()], []
+    found, left_out = [], []
+    for task in iter_shipped():
+        try:
+            found.append((task, _flat(find_shards(task, data))))
+        except ShardError as error:
+            left_out.append((task.name, error.message))
+    if not found:
+        raise ShardError(
+            "No shipped task has audio shards in the data root.",
+            where=data,
+            hint="Point --data or XARES_DATA_HOME at the folder that holds one folder a task, or name a task file: "
+            "--task path/to/task.toml.",
+        )
+    return found, left_out
+
+
+def _flat(shards: Mapping[str, Iterable[Shard]]) -> list[Shard]:
+    return [shard for group in shards.values() for shard in group]
