@@ -1,0 +1,91 @@
+"""Scoring linear probes on the clips of a task, in blocks of bounded memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+FloatArray = npt.NDArray[np.float32]
+IndexArray = npt.NDArray[np.int64]
+
+# Values in one block of logits or votes: 64 MB.
+_BLOCK_VALUES = 16_000_000
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Normalised features and targets of all clips of a task, on the device.
+
+    Args:
+        x: ``(clips, dim)``, each row with mean 0 and variance 1.
+        target: ``(clips,)`` class indices.
+        n_classes: number of classes.
+        recordings: ``(clips,)`` id of the recording a clip is a crop of; ``None`` when every clip counts by itself.
+    """
+
+    x: Tensor
+    target: Tensor
+    n_classes: int
+    recordings: IndexArray | None
+
+    def probabilities(self, rows: IndexArray, weight: Tensor, bias: Tensor) -> FloatArray:
+        """Class probabilities ``(rows, classes)`` of one probe: ``weight (classes, dim)``, ``bias (classes,)``."""
+        result = np.empty((len(rows), self.n_classes), dtype=np.float32)
+        step = max(1, _BLOCK_VALUES // max(weight.shape))
+        for start in range(0, len(rows), step):
+            part = torch.from_numpy(rows[start : start + step]).to(self.x.device)
+            logits = torch.addmm(bias, self.x[part], weight.T)
+            result[start : start + step] = torch.softmax(logits, dim=-1).cpu().numpy()
+        return result
+
+    def accuracy(self, rows: IndexArray, weight: Tensor, bias: Tensor) -> list[float]:
+        """Accuracy of several probes on the same clips; crops of one recording vote with their mean probabilities.
+
+        Args:
+            rows: which clips.
+            weight: ``(models, classes, dim)``.
+            bias: ``(models, classes)``.
+
+        Returns:
+            One value per model, 0 to 1; NaN for a model whose logits are not all finite.
+        """
+        items = None if self.recordings is None else np.unique(self.recordings[rows], return_inverse=True)[1]
+        held = 1 if items is None else int(items.max()) + 1  # votes of all recordings are held at once
+        models = max(1, _BLOCK_VALUES // (held * self.n_classes))
+        scores: list[float] = []
+        for some_weight, some_bias in zip(weight.split(models), bias.split(models), strict=True):
+            scores += self._accuracy_block(rows, some_weight, some_bias, items)
+        return scores
+
+    def _accuracy_block(
+        self, rows: IndexArray, weight: Tensor, bias: Tensor, items: npt.NDArray[np.intp] | None
+    ) -> list[float]:
+        device, models = self.x.device, len(weight)
+        flat, flat_bias = weight.flatten(0, 1), bias.flatten()
+        step = max(1, _BLOCK_VALUES // max(flat.shape))
+        index = torch.from_numpy(rows).to(device)
+        item = None if items is None else torch.from_numpy(items).to(device)
+        n_items = len(rows) if items is None else int(items.max()) + 1
+        finite = torch.ones(models, dtype=torch.bool, device=device)
+        correct = torch.zeros(models, dtype=torch.int64, device=device)
+        votes = torch.zeros(0 if item is None else n_items, models, self.n_classes, device=device)
+        for start in range(0, len(rows), step):
+            part = index[start : start + step]
+            logits = torch.addmm(flat_bias, self.x[part], flat.T).view(-1, models, self.n_classes)
+            finite &= torch.isfinite(logits).all(dim=2).all(dim=0)
+            if item is None:
+                correct += (logits.argmax(-1) == self.target[part].unsqueeze(1)).sum(0)
+            else:
+                votes.index_add_(0, item[start : start + step], torch.softmax(logits, dim=-1))
+        if item is not None:
+            # Crops carry the label of their recording, so any of them names the target.
+            target = torch.zeros(n_items, dtype=torch.int64, device=device)
+            target[item] = self.target[index]
+            correct = (votes.argmax(-1) == target.unsqueeze(1)).sum(0)
+        pairs = zip(correct.tolist(), finite.tolist(), strict=True)
+        return [count / n_items if ok else math.nan for count, ok in pairs]

@@ -1,0 +1,365 @@
+"""The clip probe that the field calls MLP: layer norm and a linear map, trained with Adam.
+
+All folds, seeds and learning rates of a task are trained together as one stack (:mod:`xares_store.probes.stack`). Each
+probe sees exactly the batches it would see alone, so stacking changes time and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from xares_store.errors import ProbeError
+from xares_store.probes.clips import Clips
+from xares_store.probes.schedule import epoch_learning_rate
+from xares_store.probes.stack import BUFFERS_PER_MODEL, Batches, Shape, Stack, parameter_count
+
+FloatArray = npt.NDArray[np.float32]
+IndexArray = npt.NDArray[np.int64]
+
+VERSION = "1"
+
+# Memory for the parameters of one stack; larger stacks are trained one slice after another.
+_STACK_BYTES = 1_500_000_000
+
+
+@dataclass(frozen=True)
+class MlpSettings:
+    """What decides the training besides the data, the fold and the seed.
+
+    Args:
+        epochs: passes over the training clips, at least 1.
+        batch_size: clips per step, at least 1; the last batch of an epoch may be smaller.
+        learning_rates: grid of initial rates; the one with the best validation score is used.
+    """
+
+    epochs: int = 10
+    batch_size: int = 32
+    learning_rates: tuple[float, ...] = (1e-3,)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ProbeError(
+                f"Wanted at least 1 epoch and batches of at least 1 clip, found {self.epochs} and {self.batch_size}."
+            )
+        rates = self.learning_rates
+        if not rates or not all(math.isfinite(rate) and rate > 0 for rate in rates) or len(set(rates)) != len(rates):
+            raise ProbeError(f"Wanted distinct learning rates above 0, found {list(rates)}.")
+
+
+@dataclass(frozen=True)
+class MlpJob:
+    """One fold and seed to train: row indices into the features.
+
+    Args:
+        fold: name of the fold, for results and messages.
+        train: rows to learn from.
+        valid: rows that choose the epoch and the learning rate.
+        test: rows to predict.
+        seed: initial weights and order of batches follow from it.
+    """
+
+    fold: str
+    train: IndexArray
+    valid: IndexArray
+    test: IndexArray
+    seed: int
+
+
+@dataclass
+class MlpResult:
+    """The trained probe of one job.
+
+    Attributes:
+        fold: name of the fold.
+        seed: the seed.
+        learning_rate: the rate of the grid with the best validation score.
+        best_epoch: 1-based epoch whose weights were kept.
+        valid_score: validation accuracy of these weights, 0 to 1.
+        history: per rate ``{"learning_rate", "valid", "train_loss"}``, the latter two one value per epoch; a diverged
+            rate has ``None`` where there is no number.
+        probabilities: ``(test clips, classes)`` float32, in the order of the job's ``test``.
+        state: ``ln.weight (dim,)``, ``ln.bias (dim,)``, ``fc.weight (classes, dim)``, ``fc.bias (classes,)`` float32.
+    """
+
+    fold: str
+    seed: int
+    learning_rate: float
+    best_epoch: int
+    valid_score: float
+    probabilities: FloatArray
+    state: dict[str, FloatArray]
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def epoch_order(n_clips: int, seed: int, epoch: int) -> IndexArray:
+    """Order in which the training clips of a fold are seen in one epoch.
+
+    The same for every learning rate and device, and independent of what else is trained.
+
+    Args:
+        n_clips: number of training clips.
+        seed: the job's seed, at least 0.
+        epoch: 1-based epoch.
+
+    Returns:
+        A permutation of ``0 .. n_clips - 1``.
+    """
+    return np.random.default_rng((seed, epoch)).permutation(n_clips).astype(np.int64)
+
+
+def initial_state(dim: int, n_classes: int, seed: int) -> dict[str, Tensor]:
+    """Initial weights: what ``nn.LayerNorm`` and ``nn.Linear`` start with after seeding, drawn on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    bound = 1.0 / math.sqrt(dim)
+    return {
+        "ln.weight": torch.ones(dim),
+        "ln.bias": torch.zeros(dim),
+        "fc.weight": torch.empty(n_classes, dim).uniform_(-bound, bound, generator=generator),
+        "fc.bias": torch.empty(n_classes).uniform_(-bound, bound, generator=generator),
+    }
+
+
+def train_mlp(
+    features: FloatArray,
+    target: IndexArray,
+    n_classes: int,
+    jobs: Sequence[MlpJob],
+    settings: MlpSettings,
+    *,
+    device: str = "cpu",
+    recordings: IndexArray | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    shuffle: bool = True,
+    init: Mapping[str, npt.ArrayLike] | None = None,
+    stack_bytes: int = _STACK_BYTES,
+) -> list[MlpResult]:
+    """Train one probe per job and learning rate, and predict each job's test clips with the chosen one.
+
+    Validation follows every epoch; the first epoch with the strictly best accuracy is kept. The learning rate with the
+    best kept accuracy wins, the first in the grid among equals. An epoch with NaN or Inf among its validation logits
+    is never kept.
+
+    Args:
+        features: ``(clips, dim)`` float32, one pooled embedding per clip.
+        target: ``(clips,)`` class indices, 0 to ``n_classes - 1``; only rows that a job uses are looked at.
+        n_classes: number of classes, at least 2.
+        jobs: folds and seeds.
+        settings: epochs, batch size and learning rates.
+        device: torch device; the order of batches and the initial weights do not depend on it.
+        recordings: ``(clips,)`` id of the recording each clip is a crop of. When given, the mean probabilities of a
+            recording's crops decide in validation, and the recording is counted once.
+        progress: called with (done, total) epochs.
+        shuffle: ``False`` keeps the order of ``train`` in every epoch.
+        init: initial weights for every job instead of seeded ones, named as in :attr:`MlpResult.state`.
+        stack_bytes: memory for the parameters of a stack; results do not depend on it.
+
+    Returns:
+        One result per job, in order.
+
+    Raises:
+        ProbeError: unusable input, or every learning rate of a job diverged.
+
+    Example:
+        >>> x = np.array([[0, 0, 9], [9, 0, 0]] * 8, dtype=np.float32)
+        >>> y = np.array([0, 1] * 8)
+        >>> rows = np.arange(16)
+        >>> job = MlpJob("1", rows[:8], rows[8:12], rows[12:], seed=0)
+        >>> (result,) = train_mlp(x, y, 2, [job], MlpSettings(epochs=20, batch_size=4, learning_rates=(1e-2,)))
+        >>> result.probabilities.argmax(axis=1).tolist()
+        [0, 1, 0, 1]
+    """
+    _check(features, target, n_classes, jobs, recordings)
+    dim = features.shape[1]
+    if init is None:
+        # Folds of one seed start from the same weights: drawn once.
+        seeded = {seed: initial_state(dim, n_classes, seed) for seed in dict.fromkeys(job.seed for job in jobs)}
+        states = [seeded[job.seed] for job in jobs]
+    else:
+        states = [{key: torch.as_tensor(np.asarray(value)) for key, value in init.items()}] * len(jobs)
+    with torch.inference_mode():
+        x = torch.nn.functional.layer_norm(torch.from_numpy(features).to(device), (dim,))
+        clips = Clips(x, torch.from_numpy(target).to(device), n_classes, recordings)
+        slices = _slices(jobs, len(settings.learning_rates), parameter_count(dim, n_classes), stack_bytes)
+        found = [_Candidate() for _ in jobs]
+        total = len(slices) * settings.epochs
+        for number, (job_rows, rate_rows) in enumerate(slices):
+            report = None if progress is None else _Progress(progress, number * settings.epochs, total)
+            _train_slice(
+                clips,
+                [jobs[j] for j in job_rows],
+                [states[j] for j in job_rows],
+                [settings.learning_rates[rate] for rate in rate_rows],
+                settings,
+                [found[j] for j in job_rows],
+                shuffle=shuffle,
+                report=report,
+            )
+        return [_result(clips, job, candidate) for job, candidate in zip(jobs, found, strict=True)]
+
+
+@dataclass
+class _Candidate:
+    """The best learning rate of one job so far; ``best_epoch`` 0: none gave a number yet."""
+
+    learning_rate: float = math.nan
+    best_epoch: int = 0
+    valid_score: float = -math.inf
+    values: Tensor | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class _Progress:
+    call: Callable[[int, int], None]
+    done: int
+    total: int
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.call(self.done, self.total)
+
+
+def _check(
+    features: FloatArray, target: IndexArray, n_classes: int, jobs: Sequence[MlpJob], recordings: IndexArray | None
+) -> None:
+    if features.ndim != 2 or target.shape != features.shape[:1]:
+        raise ProbeError(
+            f"Wanted features (clips, dim) and one class index per clip, found {features.shape} and {target.shape}."
+        )
+    if features.dtype != np.float32:
+        raise ProbeError(f"Wanted float32 features, found {features.dtype}.")
+    if recordings is not None and recordings.shape != target.shape:
+        raise ProbeError(f"Wanted one recording id per clip {target.shape}, found {recordings.shape}.")
+    if n_classes < 2:
+        raise ProbeError(
+            f"Wanted at least 2 classes, found {n_classes}.", hint="A probe needs something to tell apart."
+        )
+    for job in jobs:
+        for name, rows in (("train", job.train), ("valid", job.valid), ("test", job.test)):
+            if len(rows) == 0:
+                raise ProbeError(f"Wanted clips in every split, found none in {name}.", where=f"fold {job.fold}")
+            if rows.min() < 0 or rows.max() >= len(features):
+                raise ProbeError(
+                    f"Wanted rows 0 to {len(features) - 1} in {name}, found {rows.min()} to {rows.max()}.",
+                    where=f"fold {job.fold}",
+                )
+        used = np.unique(np.concatenate([job.train, job.valid]))
+        labels = target[used]
+        if labels.min() < 0 or labels.max() >= n_classes:
+            raise ProbeError(
+                f"Wanted class indices 0 to {n_classes - 1}, found {labels.min()} to {labels.max()}.",
+                where=f"fold {job.fold}",
+            )
+    sums = features.sum(axis=1, dtype=np.float64)
+    if not np.isfinite(sums).all():
+        row = int(np.flatnonzero(~np.isfinite(sums))[0])
+        raise ProbeError(
+            "Wanted finite features, found NaN or Inf.",
+            where=f"row {row}",
+            hint="Verify the store; an encoder that returns NaN is refused when it embeds.",
+        )
+
+
+def _slices(
+    jobs: Sequence[MlpJob], n_rates: int, parameters: int, stack_bytes: int
+) -> list[tuple[list[int], list[int]]]:
+    """Cut jobs x rates into stacks that fit into memory: lists of job numbers and rate numbers."""
+    models = max(1, stack_bytes // (4 * BUFFERS_PER_MODEL * parameters))
+    rates_each = min(n_rates, models)
+    jobs_each = max(1, models // rates_each)
+    # Jobs of one size step together; keeping them in one slice leaves no model idle.
+    order = sorted(range(len(jobs)), key=lambda j: -len(jobs[j].train))
+    return [
+        (order[first : first + jobs_each], list(range(rate, min(rate + rates_each, n_rates))))
+        for first in range(0, len(order), jobs_each)
+        for rate in range(0, n_rates, rates_each)
+    ]
+
+
+def _train_slice(
+    clips: Clips,
+    jobs: Sequence[MlpJob],
+    states: Sequence[Mapping[str, Tensor]],
+    rates: Sequence[float],
+    settings: MlpSettings,
+    candidates: Sequence[_Candidate],
+    *,
+    shuffle: bool,
+    report: _Progress | None,
+) -> None:
+    """Train one stack and put what is better than before into the candidates."""
+    device = str(clips.x.device)
+    sizes = [len(job.train) for job in jobs]
+    stack = Stack(states, n_rates=len(rates), sizes=sizes, device=device)
+    batches = Batches(sizes, settings.batch_size, device)
+    shared: dict[bytes, list[int]] = {}  # jobs with the same validation clips are scored in one product
+    for j, job in enumerate(jobs):
+        shared.setdefault(job.valid.tobytes(), []).append(j)
+    shape = (settings.epochs, len(rates), len(jobs))
+    scores, losses = np.full(shape, math.nan), np.full(shape, math.nan)
+    best = np.full(shape[1:], -math.inf)
+    best_epoch = np.zeros(shape[1:], dtype=np.int64)
+    for epoch in range(settings.epochs):
+        current = [epoch_learning_rate(rate, epoch + 1, settings.epochs) for rate in rates]
+        order = [job.train[epoch_order(len(job.train), job.seed, epoch + 1)] if shuffle else job.train for job in jobs]
+        loss = torch.zeros(len(jobs), len(rates), device=device)
+        for rows, weight, count in batches.epoch(order):
+            x = clips.x.index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
+            loss[: len(rows)] += count * stack.step(x, clips.target[rows], weight, current)
+        losses[epoch] = loss.cpu().numpy().T / sizes
+        for group in shared.values():
+            weight, bias = stack.shape.effective(stack.values[:, group].flatten(0, 1))
+            found = clips.accuracy(jobs[group[0]].valid, weight, bias)
+            scores[epoch][:, group] = np.reshape(found, (len(rates), len(group)))
+        better = scores[epoch] > best  # never true for NaN
+        best[better] = scores[epoch][better]
+        best_epoch[better] = epoch + 1
+        stack.keep(better)
+        if report is not None:
+            report()
+    for j, candidate in enumerate(candidates):
+        for r, rate in enumerate(rates):
+            candidate.history.append(
+                {
+                    "learning_rate": rate,
+                    "valid": [_number(value) for value in scores[:, r, j]],
+                    "train_loss": [_number(value) for value in losses[:, r, j]],
+                }
+            )
+            if best[r, j] > candidate.valid_score:
+                candidate.learning_rate, candidate.valid_score = rate, float(best[r, j])
+                candidate.best_epoch, candidate.values = int(best_epoch[r, j]), stack.best[r, j].clone()
+
+
+def _number(value: float) -> float | None:
+    """Return a float that JSON can hold."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _result(clips: Clips, job: MlpJob, candidate: _Candidate) -> MlpResult:
+    if candidate.values is None:
+        tried = ", ".join(f"{row['learning_rate']:g}" for row in candidate.history)
+        raise ProbeError(
+            f"Training diverged: no epoch gave finite validation logits with learning rate {tried}.",
+            where=f"fold {job.fold}, seed {job.seed}",
+            hint="Add a smaller learning rate to the grid.",
+        )
+    shape = Shape(clips.n_classes, clips.x.shape[1])
+    return MlpResult(
+        fold=job.fold,
+        seed=job.seed,
+        learning_rate=candidate.learning_rate,
+        best_epoch=candidate.best_epoch,
+        valid_score=candidate.valid_score,
+        probabilities=clips.probabilities(job.test, *shape.effective(candidate.values)),
+        state={key: value.cpu().numpy().copy() for key, value in shape.state(candidate.values).items()},
+        history=candidate.history,
+    )
