@@ -1,0 +1,119 @@
+"""``xares evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from xares_store.cli.common import INTERRUPTED, console, device_option, emit, format_options, store_option
+
+if TYPE_CHECKING:
+    from xares_store.runs.evaluate import EvaluateReport, Result
+
+COLUMNS = (
+    "encoder", "task", "probe", "protocol", "metric", "score", "low", "high", "seeds", "seed_sd", "test", "dropped", "new",
+)  # fmt: skip
+
+
+@click.command()
+@click.option(
+    "--probe", "probes", multiple=True, type=click.Choice(["mlp", "knn"]), help="Probe [default: mlp and knn]."
+)
+@click.option(
+    "--task", "tasks", multiple=True, metavar="TASK", help="Name or path of a task file [default: all stored]."
+)
+@click.option("--encoder", "encoders", multiple=True, metavar="NAME", help="Encoder in the store [default: all].")
+@store_option
+@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Seeds of trained probes.")
+@click.option(
+    "--lr", "rates", type=float, multiple=True, help="Learning rate; several are a grid chosen on validation."
+)
+@click.option("--epochs", type=int, default=None, help="Passes over the training clips [default: the task's].")
+@click.option("--batch-size", type=int, default=None, help="Clips in a training step [default: the task's].")
+@click.option("--k", type=int, default=None, help="Neighbours of k-NN [default: the task's].")
+@click.option("--temperature", type=float, default=None, help="Vote temperature of k-NN [default: the task's].")
+@click.option("--where", metavar="SQL", default=None, help='Only clips that match, e.g. "duration_s < 3".')
+@click.option(
+    "--protocol", type=click.Choice(["strict", "published"]), default="strict", show_default=True,
+    help="strict: splits disjoint. published: what published tables used, for comparison with them.",
+)  # fmt: skip
+@device_option
+@format_options
+def evaluate(
+    probes: tuple[str, ...],
+    tasks: tuple[str, ...],
+    encoders: tuple[str, ...],
+    store: Path,
+    seeds: int,
+    rates: tuple[float, ...],
+    epochs: int | None,
+    batch_size: int | None,
+    k: int | None,
+    temperature: float | None,
+    where: str | None,
+    protocol: str,
+    device: str,
+    fmt: str,
+) -> int:
+    """Train and score probes on stored embeddings.
+
+    Needs no audio and no encoder. Scores that are in the store already are not computed again. Exit code 1 when a
+    combination could not be evaluated.
+    """
+    from xares_store.runs import evaluate as phase_two
+
+    try:
+        report = phase_two.evaluate(
+            store,
+            tasks=tasks,
+            encoders=encoders,
+            probes=probes or ("mlp", "knn"),
+            seeds=seeds,
+            learning_rates=rates or None,
+            epochs=epochs,
+            batch_size=batch_size,
+            k=k,
+            temperature=temperature,
+            where=where,
+            protocol=protocol,
+            device=device,
+            quiet=False,
+        )
+    except KeyboardInterrupt:
+        console.print("Interrupted. Finished runs are stored; the same command does only the missing ones.")
+        return INTERRUPTED
+    emit(COLUMNS, _rows(report), fmt=fmt)
+    for encoder, task, reason in report.failed:
+        console.print(f"error: {encoder} {task} was not evaluated.\n{reason}", markup=False, highlight=False)
+    for encoder, task, probe, reason in report.skipped:
+        console.print(f"skipped: {encoder} {task} {probe}: {reason}", markup=False, highlight=False)
+    return 1 if report.failed else 0
+
+
+def _rows(report: EvaluateReport) -> list[tuple[object, ...]]:
+    """One row for all seeds of a combination."""
+    import numpy as np
+
+    grouped: dict[tuple[str, ...], list[Result]] = {}
+    for result in report.results:
+        key = (result.encoder, result.task, result.probe, result.protocol, result.metric)
+        grouped.setdefault(key, []).append(result)
+    rows: list[tuple[object, ...]] = []
+    for key, results in grouped.items():
+        values = [result.value for result in results]
+        rows.append(
+            (
+                *key,
+                float(np.mean(values)),
+                float(np.mean([result.low for result in results])),
+                float(np.mean([result.high for result in results])),
+                len(results),
+                float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                results[0].n_test,
+                results[0].n_dropped,
+                sum(not result.reused for result in results),
+            )
+        )
+    return rows

@@ -1,0 +1,177 @@
+"""What a clip-level evaluation works on: pooled vectors, targets, recordings and folds, read from the store alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xares_store.errors import ConfigError, CorruptError, StoreError, TaskError, did_you_mean
+from xares_store.protocol import Fold, make_folds
+from xares_store.runs.state import missing_shards
+from xares_store.store.store import Store
+from xares_store.targets import class_indices, groups
+from xares_store.task import Task
+
+
+@dataclass(frozen=True)
+class Features:
+    """One encoder's view of one task.
+
+    Attributes:
+        values: pooled vectors, float32 (clips, dim).
+        target: class index of each clip, int64 (clips,).
+        recording: index of the recording each clip was cut from, int64 (clips,); the clip itself without crops.
+        split, clip_id, key: text columns of the clip table, as long as ``values``.
+        folds: train, validation and test clips under the protocol.
+        cropped: whether any recording has more than one clip.
+        dropped: samples of the task that have no embedding: the recorded failures.
+    """
+
+    values: np.ndarray
+    target: np.ndarray
+    recording: np.ndarray
+    split: np.ndarray
+    clip_id: np.ndarray
+    key: np.ndarray
+    folds: list[Fold]
+    cropped: bool
+    dropped: int
+
+
+def choose_encoders(store: Store, wanted: Sequence[str]) -> list[str]:
+    """Return the addresses of encoders in a store by address or by name; all of them when none is named.
+
+    Raises:
+        ConfigError: no such encoder, or a name that several encoders share.
+    """
+    known = sorted(store.encoders())
+    if not wanted:
+        return known
+    chosen: list[str] = []
+    for name in wanted:
+        matches = [address for address in known if address == name or address.rpartition("@")[0] == name]
+        if not matches:
+            near = did_you_mean(
+                name, [*known, *(a.rpartition("@")[0] for a in known)], listing="It has: " + ", ".join(known)
+            )
+            raise ConfigError(f'The store has no encoder "{name}".', where=store.path, hint=near)
+        chosen += [match for match in matches if match not in chosen]
+    return chosen
+
+
+def parts_digest(store: Store, encoder: str, task: Task) -> str:
+    """Return the digest of all parts a task is read from, after checking that none is missing.
+
+    Raises:
+        StoreError: the encoder has no embeddings for the task, or not all of them.
+    """
+    address = task.audio_address
+    parts = store.parts(encoder=encoder, task=address)
+    if not parts:
+        others = sorted(
+            {p.address.task for p in store.parts(encoder=encoder) if p.address.task.startswith(f"{task.audio_name}@")}
+        )
+        hint = f"Embed it: xares embed --encoder {encoder.rpartition('@')[0]} --task {task.name}"
+        if others:
+            hint += f". (The store has {', '.join(others)}, made with another crop rule.)"
+        raise StoreError(
+            f'"{encoder}" has no embeddings of task "{task.name}" ({address}).', where=store.path, hint=hint
+        )
+    lacking = missing_shards(store, encoder, address)
+    if lacking:
+        shown = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+        raise StoreError(
+            f'The embedding of task "{task.name}" by "{encoder}" is not finished; missing: {shown}. A score over half of a task would be wrong.',
+            where=store.path,
+            hint="Run the `xares embed` command again: it does only what is missing.",
+        )
+    present = {part.address.split for part in parts}
+    absent = [split for split in task.split_patterns() if split not in present]
+    if absent:
+        raise StoreError(
+            f'Task "{task.name}" needs the splits {", ".join(task.split_patterns())}; not embedded: {", ".join(absent)}.',
+            where=store.path,
+            hint="Run `xares embed` for the task with all its shards in place.",
+        )
+    return hashlib.sha256("\n".join(sorted(part.manifest.digest for part in parts)).encode()).hexdigest()
+
+
+def load_features(store: Store, encoder: str, task: Task, *, protocol: str, where: str | None) -> Features:
+    """Read pooled vectors and make targets and folds.
+
+    Raises:
+        CorruptError: a part is damaged, or a clip stands in it twice.
+        LabelError: a clip's label does not fit the task.
+        ProtocolError: the protocol's splits cannot be made from the clips.
+    """
+    values, clips = store.pooled(encoder, task.audio_address, where=where)
+    wanted = set(task.split_patterns())
+    split = np.asarray(clips.column("split").to_pylist(), dtype=object)
+    keep = np.fromiter((name in wanted for name in split), dtype=bool, count=len(split))
+    if not keep.any():
+        raise ConfigError(
+            f'No clip of task "{task.name}" is left to evaluate.',
+            where=f"--where {where}" if where else store.path,
+            hint='See what there is: xares sql "select split, count(*) from clips group by all".',
+        )
+    if not keep.all():
+        rows = np.flatnonzero(keep)
+        values, clips, split = values[rows], clips.take(rows), split[rows]
+    clip_id = clips.column("clip_id").to_pylist()
+    key = clips.column("key").to_pylist()
+    _refuse_duplicates(split, clip_id, clips.column("shard").to_pylist(), encoder, task)
+    labels = clips.column("label").to_pylist()
+    target = class_indices(task, labels, clip_id)
+    names = [f"{s}/{k}" for s, k in zip(split, key, strict=True)]
+    _, recording = np.unique(np.asarray(names), return_inverse=True)
+    folds = make_folds(task, protocol, split=list(split), target=target, group=groups(task, labels, names))
+    failures = sum(p.manifest.counts.failures for p in store.parts(encoder=encoder, task=task.audio_address))
+    return Features(
+        values=values,
+        target=target,
+        recording=recording.astype(np.int64),
+        split=split,
+        clip_id=np.asarray(clip_id, dtype=object),
+        key=np.asarray(key, dtype=object),
+        folds=folds,
+        cropped=len(np.unique(recording)) < len(recording),
+        dropped=failures,
+    )
+
+
+def _refuse_duplicates(split: np.ndarray, clip_id: list[str], shard: list[str], encoder: str, task: Task) -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for place in zip(split, clip_id, shard, strict=True):
+        if place[:2] in seen:
+            raise CorruptError(
+                f'Clip "{place[1]}" stands twice in split "{place[0]}": in shards {seen[place[:2]]} and {place[2]}. Keys must be unique.',
+                where=f"{encoder}/{task.audio_address}",
+                hint="Give the samples unique keys, or remove one shard's part with `xares store rm`.",
+            )
+        seen[place[:2]] = place[2]
+
+
+def task_named(store: Store, name: str) -> Task:
+    """Return a task from the definitions a store carries, by name or by ``name@fingerprint``.
+
+    Raises:
+        TaskError: no such task in the store, or several definitions of one name.
+    """
+    known = store.tasks()
+    matches = [a for a in known if a == name] or [a for a in known if a.rpartition("@")[0] == name]
+    if not matches:
+        raise TaskError(
+            f'No task "{name}": not a file, not a shipped task, and not in the store.',
+            where=store.path,
+            hint=did_you_mean(name, known, listing="In the store: " + ", ".join(sorted(known))),
+        )
+    if len(matches) > 1:
+        raise TaskError(
+            f'The store has {len(matches)} definitions of task "{name}": {", ".join(sorted(matches))}.',
+            where=store.path,
+            hint="Name one of them, or give the path of a task file.",
+        )
+    return Task.from_text(store.task_text(matches[0]), where=f"{store.path}/tasks/{matches[0]}.toml", base=None)

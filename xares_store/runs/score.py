@@ -1,0 +1,108 @@
+"""From class probabilities to scores: one item a recording, intervals over test items, a row a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from xares_store.metrics.registry import Metric
+from xares_store.metrics.statistics import bootstrap_interval
+from xares_store.runs.features import Features
+
+
+@dataclass
+class Scored:
+    """What a run stores: scores, predictions, and the probe itself.
+
+    Attributes:
+        scores: a dictionary a metric and fold: ``metric, value, fold, low, high, n``; ``fold`` None is the mean over folds.
+        predictions: a row a scored item.
+        n_test: scored items over all folds.
+        details: what was chosen on validation and how training went.
+        tensors: the trained probe; None when nothing is trained.
+    """
+
+    scores: list[dict[str, Any]]
+    predictions: pa.Table
+    n_test: int
+    details: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, np.ndarray] | None = None
+
+
+def score_run(
+    features: Features,
+    probabilities: Sequence[np.ndarray],
+    labels: Sequence[str],
+    metric: Metric,
+    *,
+    vote: bool,
+    details: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
+) -> Scored:
+    """Score one run.
+
+    Args:
+        features: the clips; ``probabilities[i]`` belongs to the test clips of ``features.folds[i]``.
+        probabilities: one array (test clips, classes) a fold.
+        labels: class names by index.
+        metric: the task's main metric.
+        vote: score recordings, averaging the probabilities of their crops, instead of crops.
+        details: what to keep beside the scores.
+        tensors: the trained probe.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+    per_fold: list[np.ndarray] = []
+    scores: list[dict[str, Any]] = []
+    for fold, raw in zip(features.folds, probabilities, strict=True):
+        rows, scores_of = _vote(features.recording, fold.test, raw) if vote else (fold.test, raw)
+        target = features.target[rows]
+        prediction = scores_of.argmax(axis=1)
+        values = metric.per_clip(target, scores_of)
+        per_fold.append(values)
+        low, high = bootstrap_interval([values])
+        scores.append(_entry(metric.name, metric.value(target, scores_of), fold.name, low, high, len(rows)))
+        item = np.arange(len(rows))
+        columns["fold"] += [fold.name] * len(rows)
+        columns["split"] += features.split[rows].tolist()
+        columns["clip_id"] += (features.key if vote else features.clip_id)[rows].tolist()
+        columns["key"] += features.key[rows].tolist()
+        columns["target"] += [labels[index] for index in target]
+        columns["prediction"] += [labels[index] for index in prediction]
+        columns["correct"] += (prediction == target).tolist()
+        columns["probability"] += scores_of[item, prediction].tolist()
+        columns["target_probability"] += scores_of[item, target].tolist()
+    low, high = bootstrap_interval(per_fold)
+    total = sum(map(len, per_fold))
+    mean = float(np.mean([entry["value"] for entry in scores]))
+    scores.insert(0, _entry(metric.name, mean, None, low, high, total))
+    table = pa.table({name: pa.array(columns[name], type=kind) for name, kind in _COLUMNS.items()})
+    return Scored(scores, table, total, details or {}, tensors)
+
+
+_COLUMNS: dict[str, pa.DataType] = {
+    "fold": pa.string(),
+    "split": pa.string(),
+    "clip_id": pa.string(),
+    "key": pa.string(),
+    "target": pa.string(),
+    "prediction": pa.string(),
+    "correct": pa.bool_(),
+    "probability": pa.float32(),
+    "target_probability": pa.float32(),
+}
+
+
+def _entry(metric: str, value: float, fold: str | None, low: float, high: float, n: int) -> dict[str, Any]:
+    return {"metric": metric, "value": value, "fold": fold, "low": low, "high": high, "n": n}
+
+
+def _vote(recording: np.ndarray, test: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Average the probabilities of the crops of each recording; return a row of each recording and the averages."""
+    _, first, member, count = np.unique(recording[test], return_index=True, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(first), probabilities.shape[1]), dtype=np.float64)
+    np.add.at(sums, member, probabilities)
+    return test[first], sums / count[:, None]
