@@ -1,0 +1,110 @@
+"""Which dtype a part's frames are stored in: float16 unless its values do not fit or would lose too much."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xares_store.errors import StoreError
+
+FLOAT16_MAX = 65504.0
+CLIP_LOSS = 1e-3
+DIM_LOSS = 1e-2
+
+Float32 = NDArray[np.float32]
+
+
+class FrameBuffer:
+    """The frames of one part, clip by clip, with the running decision between float16 and float32.
+
+    A cast to float16 turns values above 65504 into infinity and values under 3e-8 into zero without a word, so every
+    clip is measured: its relative L2 error against float32 may be at most 1e-3 (about 2e-4 is usual), and each dimension's
+    error over the part at most 1e-2. One clip that breaks this makes the whole part float32; no clip is ever clamped.
+
+    Attributes:
+        rows: number of frames so far.
+        reason: why the part is float32, or ``"fits"``.
+        low: smallest value, high: largest value, flushed: count of non-zero values that became zero.
+    """
+
+    def __init__(self, dim: int, *, dtype: str) -> None:
+        self.dim = dim
+        self.rows = 0
+        self.reason = "fits" if dtype == "float16" else "asked for"
+        self.low: float | None = None
+        self.high: float | None = None
+        self._flushed = 0
+        self._full: list[Float32] = []
+        self._half: list[NDArray[np.float16]] | None = [] if dtype == "float16" else None
+        self._dim_error = np.zeros(dim)
+        self._dim_power = np.zeros(dim)
+
+    @property
+    def flushed(self) -> int:
+        """Non-zero values that are zero as stored."""
+        return self._flushed if self._half is not None else 0
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the frames as they would be stored now, before any compression."""
+        return self.rows * self.dim * (4 if self._half is None else 2)
+
+    def add(self, clip_id: str, frames: Float32) -> None:
+        """Copy one clip's frames, shape ``(n_frames, dim)``.
+
+        Raises:
+            StoreError: NaN or infinity, or a wrong shape. The buffer is as before.
+        """
+        if frames.ndim != 2 or frames.shape[1] != self.dim or frames.shape[0] < 1:
+            raise StoreError(f"Expected frames of shape (n >= 1, {self.dim}), found {frames.shape}.", where=clip_id)
+        full = np.array(frames, dtype="<f4", order="C", copy=True)
+        low, high = float(full.min()), float(full.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise StoreError("Expected finite frames, found NaN or infinity.", where=clip_id)
+        self.low = low if self.low is None else min(low, self.low)
+        self.high = high if self.high is None else max(high, self.high)
+        self.rows += len(full)
+        self._full.append(full)
+        if self._half is not None:
+            reason = self._halve(clip_id, full, max(-low, high))
+            if reason:
+                self._widen(reason)
+
+    def _halve(self, clip_id: str, full: Float32, peak: float) -> str | None:
+        assert self._half is not None
+        if peak > FLOAT16_MAX:
+            return f"|x| up to {peak:.6g} in clip {clip_id} is above {FLOAT16_MAX:.0f}"
+        half = full.astype("<f2")
+        error = half.astype(np.float32)
+        np.subtract(error, full, out=error)
+        flushed = int(np.count_nonzero(full)) - int(np.count_nonzero(half))
+        # Squares of values that flush to zero underflow in float32; those rare clips are summed in float64.
+        wide = np.float64 if flushed else np.float32
+        error, exact = error.astype(wide, copy=False), full.astype(wide, copy=False)
+        dim_error = np.einsum("nd,nd->d", error, error).astype(np.float64)
+        dim_power = np.einsum("nd,nd->d", exact, exact).astype(np.float64)
+        power = dim_power.sum()
+        loss = float(np.sqrt(dim_error.sum() / power)) if power > 0 else float(peak > 0)
+        if loss > CLIP_LOSS:
+            return f"relative error {loss:.2g} of clip {clip_id} in float16 is above {CLIP_LOSS:g}"
+        self._dim_error += dim_error
+        self._dim_power += dim_power
+        self._flushed += flushed
+        self._half.append(half)
+        return None
+
+    def _widen(self, reason: str) -> None:
+        self.reason = reason
+        self._half = None
+
+    def finish(self) -> list[NDArray[np.float16]] | list[Float32]:
+        """Take the last decision and hand the clips' frames over; the other copy is freed."""
+        if self._half is not None:
+            loss = np.sqrt(self._dim_error / np.where(self._dim_power > 0, self._dim_power, 1.0))
+            worst = int(loss.argmax())
+            if loss[worst] > DIM_LOSS:
+                self._widen(f"relative error {loss[worst]:.2g} of dimension {worst} in float16 is above {DIM_LOSS:g}")
+        if self._half is None:
+            return self._full
+        self._full = []
+        return self._half
