@@ -58,8 +58,9 @@ class Clips:
         held = 1 if items is None else int(items.max()) + 1  # votes of all recordings are held at once
         models = max(1, _BLOCK_VALUES // (held * self.n_classes))
         scores: list[float] = []
-        for some_weight, some_bias in zip(weight.split(models), bias.split(models), strict=True):
-            scores += self._accuracy_block(rows, some_weight, some_bias, items)
+        for first in range(0, len(weight), models):
+            block = slice(first, first + models)
+            scores += self._accuracy_block(rows, weight[block], bias[block], items)
         return scores
 
     def _accuracy_block(

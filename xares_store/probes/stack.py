@@ -51,8 +51,9 @@ class Shape:
 
     def parts(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Views of ``values (..., parameters)``: weight, bias, gamma and beta."""
-        weight, bias, gamma, beta = values.split([self.n_classes * self.dim, self.n_classes, self.dim, self.dim], -1)
-        return weight.unflatten(-1, (self.n_classes, self.dim)), bias, gamma, beta
+        sizes = [self.n_classes * self.dim, self.n_classes, self.dim, self.dim]
+        weight, bias, gamma, beta = torch.split_with_sizes(values, sizes, dim=-1)
+        return weight.view(*weight.shape[:-1], self.n_classes, self.dim), bias, gamma, beta
 
     def effective(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Fold the affine layer norm into the linear map.
