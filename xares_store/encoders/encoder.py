@@ -331,10 +331,11 @@ def resolve_device(device: str) -> str:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise EncoderError(f'"{device}" is not a device.', hint="Write cpu, cuda, cuda:1, mps or auto.") from error
-    there: Callable[[], bool] | None = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(
-        kind
-    )
-    if there is not None and not there():
+    there: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
+    if kind in there and not there[kind]():
         raise EncoderError(f'This machine has no "{kind}" device that torch can use.', hint="Try --device auto.")
     return device
 

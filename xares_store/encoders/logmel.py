@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 _BLOCK_FRAMES = 8192  # bounds memory for 10-minute audio: 8192 frames of 400 samples are 13 MB
+_FLOOR = 1e-3  # about 65 dB below a full-scale tone: what is quieter is called silence
 
 
 def mel_matrix(n_bands: int, n_fft: int, rate_hz: int, low_hz: float, high_hz: float) -> torch.Tensor:
@@ -40,8 +41,45 @@ def _mel(hz: float) -> float:
     return 2595.0 * math.log10(1.0 + hz / 700.0)
 
 
+def band_log_power(
+    audio: torch.Tensor, lengths: torch.Tensor, window: torch.Tensor, mel: torch.Tensor, hop: int, floor: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take the natural log of mel-band power, in frames that start every ``hop`` samples.
+
+    Args:
+        audio: (batch, samples) float.
+        lengths: (batch,) samples of each clip that count; what lies behind is taken as silence.
+        window: (window samples,).
+        mel: (bins, bands) as of ``mel_matrix``.
+        hop: samples between frames.
+        floor: power added before the logarithm.
+
+    Returns:
+        (batch, frames, bands) float32, and valid frames (batch,), at least 1 each.
+    """
+    samples = audio.shape[1]
+    lengths = lengths.to(audio.device)
+    audio = audio.float() * frame_mask(lengths, samples)
+    frames = max(1, -(-samples // hop))
+    valid = torch.div(lengths + hop - 1, hop, rounding_mode="floor").clamp_min(1)
+    width = len(window)
+    pieces = F.pad(audio, (0, (frames - 1) * hop + width - samples)).unfold(1, width, hop)
+    n_fft = 2 * (mel.shape[0] - 1)
+    blocks = []
+    for start in range(0, frames, _BLOCK_FRAMES):
+        spectrum = torch.fft.rfft(pieces[:, start : start + _BLOCK_FRAMES] * window, n_fft)
+        power = spectrum.real.square() + spectrum.imag.square()
+        blocks.append((power @ mel + floor).log())
+    return torch.cat(blocks, dim=1), valid
+
+
+def frame_mask(valid: torch.Tensor, frames: int) -> torch.Tensor:
+    """Return (batch, frames) booleans, true for the first ``valid`` of each clip."""
+    return torch.arange(frames, device=valid.device)[None, :] < valid[:, None]
+
+
 class LogMelEncoder(torch.nn.Module):
-    """Log energies of 64 mel bands, a frame every 10 ms.
+    """Log energies of 64 mel bands, shifted and scaled by constants, a frame every 10 ms.
 
     A frame sees only the 25 ms that start at its own time, silence after the clip's end, so a clip's frames depend
     neither on padding nor on other clips.
@@ -85,20 +123,7 @@ class LogMelEncoder(torch.nn.Module):
             lengths: (batch,) samples of each clip that count.
 
         Returns:
-            Frames (batch, frames, bands) float32, natural log of band power plus a floor, and valid frames (batch,).
+            Frames (batch, frames, bands) float32, about zero mean and unit spread, and valid frames (batch,).
         """
-        samples = audio.shape[1]
-        lengths = lengths.to(audio.device)
-        inside = torch.arange(samples, device=audio.device)[None, :] < lengths[:, None]
-        audio = audio.float() * inside  # what lies behind a clip's end must not leak into its last frames
-        frames = max(1, -(-samples // self.hop))
-        valid = torch.div(lengths + self.hop - 1, self.hop, rounding_mode="floor").clamp_min(1)
-        padded = F.pad(audio, (0, (frames - 1) * self.hop + self.window_length - samples))
-        pieces = padded.unfold(1, self.window_length, self.hop)
-        blocks = []
-        for start in range(0, frames, _BLOCK_FRAMES):
-            windowed = pieces[:, start : start + _BLOCK_FRAMES] * self.window
-            spectrum = torch.fft.rfft(windowed, self.n_fft)
-            power = spectrum.real.square() + spectrum.imag.square()
-            blocks.append((power @ self.mel + 1e-6).log())
-        return torch.cat(blocks, dim=1), valid
+        log_power, valid = band_log_power(audio, lengths, self.window, self.mel, self.hop, _FLOOR)
+        return log_power / 2 + 1.5, valid

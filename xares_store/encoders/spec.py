@@ -111,7 +111,8 @@ def build(spec: str, args: Mapping[str, Any]) -> Built:
         module_name, _, class_name = BUILTIN[spec].partition(":")
         loaded = importlib.import_module(module_name)
         module = _construct(getattr(loaded, class_name), args, where=spec)
-        return Built(module, spec, class_name, hash_files(Path(str(loaded.__file__)), []), dict(args), {}, dict(args))
+        code = hash_files(Path(str(loaded.__file__)), own_modules(loaded))
+        return Built(module, spec, class_name, code, dict(args), {}, dict(args))
     if spec.startswith("hf:"):
         from xares_store.encoders.hf import build_hf  # transformers takes seconds to import
 
@@ -124,6 +125,14 @@ def build(spec: str, args: Mapping[str, Any]) -> Built:
     if Path(spec).is_dir():
         hint = f"For a Transformers model saved in a folder write hf:{spec}; for code name the .py file."
     raise EncoderError(f'"{spec}" is not an encoder.', hint=hint)
+
+
+def own_modules(loaded: ModuleType) -> list[tuple[str, Path]]:
+    """List the modules of this package whose functions or classes a built-in encoder uses, as ``(name, path)``."""
+    prefix = f"{__package__}."
+    names = {str(getattr(value, "__module__", "")) for value in vars(loaded).values()} - {loaded.__name__}
+    found = [(name, str(sys.modules[name].__file__)) for name in sorted(names) if name.startswith(prefix)]
+    return [(name.removeprefix(prefix) + ".py", Path(path)) for name, path in found]
 
 
 def _build_file(path: Path, class_name: str | None, args: Mapping[str, Any]) -> Built:
