@@ -104,10 +104,11 @@ def compare(
         value_a, value_b = (np.asarray([table[name][i] for i in members], dtype=np.float64) for name in ("a", "b"))
         fold = np.asarray([table["fold"][i] for i in members])
         places = [np.flatnonzero(fold == name) for name in dict.fromkeys(fold)]
-        low, high = bootstrap_interval([(value_a - value_b)[place] for place in places])
         mean_a, mean_b = (float(np.mean([value[place].mean() for place in places])) for value in (value_a, value_b))
-        p = paired_permutation_test(value_a, value_b)
-        rows.append((*key, len(members), mean_a, mean_b, mean_a - mean_b, low, high, p))
+        interval = bootstrap_interval(value_a - value_b, strata=fold)
+        test = paired_permutation_test(value_a, value_b, strata=fold)
+        difference = mean_a - mean_b
+        rows.append((*key, len(members), mean_a, mean_b, difference, interval.low, interval.high, test.p_value))
     corrected = holm([row[-1] for row in rows])
     return [Comparison(*row, p_holm=float(value)) for row, value in zip(rows, corrected, strict=True)]
 

@@ -16,7 +16,7 @@ from xares_store.audio.decode import DecodePool
 from xares_store.audio.shards import Shard, iter_samples
 from xares_store.audio.waveform import CropRule
 from xares_store.clip import Failure
-from xares_store.encoders.check import verify_quick
+from xares_store.encoders.verify import verify_quick
 from xares_store.encoders.encoder import Encoder, load_encoder
 from xares_store.errors import ConfigError, XaresError
 from xares_store.runs.budget import measure_budget

@@ -72,7 +72,7 @@ def parts_digest(store: Store, encoder: str, task: Task) -> str:
     parts = store.parts(encoder=encoder, task=address)
     if not parts:
         others = sorted(
-            {p.address.task for p in store.parts(encoder=encoder) if p.address.task.startswith(f"{task.audio_name}@")}
+            {p.address.task for p in store.parts(encoder=encoder) if p.address.task.rpartition("@")[0] == task.audio_address.rpartition("@")[0]}
         )
         hint = f"Embed it: xares embed --encoder {encoder.rpartition('@')[0]} --task {task.name}"
         if others:
@@ -174,4 +174,4 @@ def task_named(store: Store, name: str) -> Task:
             where=store.path,
             hint="Name one of them, or give the path of a task file.",
         )
-    return Task.from_text(store.task_text(matches[0]), where=f"{store.path}/tasks/{matches[0]}.toml", base=None)
+    return Task.from_text(known[matches[0]], where=f"{store.path}/tasks/{matches[0]}.toml", base=None)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from xares_store.metrics.registry import Metric
-from xares_store.metrics.statistics import bootstrap_interval
+from xares_store.metrics.statistics import Interval, bootstrap_interval
 from xares_store.runs.features import Features
 
 
@@ -63,8 +63,8 @@ def score_run(
         prediction = scores_of.argmax(axis=1)
         values = metric.per_clip(target, scores_of)
         per_fold.append(values)
-        low, high = bootstrap_interval([values])
-        scores.append(_entry(metric.name, metric.value(target, scores_of), fold.name, low, high, len(rows)))
+        interval = bootstrap_interval(values)
+        scores.append(_entry(metric.name, metric.value(target, scores_of), fold.name, interval, len(rows)))
         item = np.arange(len(rows))
         columns["fold"] += [fold.name] * len(rows)
         columns["split"] += features.split[rows].tolist()
@@ -75,10 +75,11 @@ def score_run(
         columns["correct"] += (prediction == target).tolist()
         columns["probability"] += scores_of[item, prediction].tolist()
         columns["target_probability"] += scores_of[item, target].tolist()
-    low, high = bootstrap_interval(per_fold)
-    total = sum(map(len, per_fold))
+    strata = np.repeat(np.arange(len(per_fold)), [len(values) for values in per_fold])
+    overall = bootstrap_interval(np.concatenate(per_fold), strata=strata)
+    total = len(strata)
     mean = float(np.mean([entry["value"] for entry in scores]))
-    scores.insert(0, _entry(metric.name, mean, None, low, high, total))
+    scores.insert(0, _entry(metric.name, mean, None, overall, total))
     table = pa.table({name: pa.array(columns[name], type=kind) for name, kind in _COLUMNS.items()})
     return Scored(scores, table, total, details or {}, tensors)
 
@@ -96,8 +97,8 @@ _COLUMNS: dict[str, pa.DataType] = {
 }
 
 
-def _entry(metric: str, value: float, fold: str | None, low: float, high: float, n: int) -> dict[str, Any]:
-    return {"metric": metric, "value": value, "fold": fold, "low": low, "high": high, "n": n}
+def _entry(metric: str, value: float, fold: str | None, interval: Interval, n: int) -> dict[str, Any]:
+    return {"metric": metric, "value": value, "fold": fold, "low": interval.low, "high": interval.high, "n": n}
 
 
 def _vote(recording: np.ndarray, test: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -135,7 +135,8 @@ class ShardRun:
                 self._encode(batch, encoded)
             for item, result in zip(window, encoded, strict=True):
                 if isinstance(result, EncoderError):
-                    self._fail(Failure(item.clip.clip_id, self._shard.name, "encoder", result.message))
+                    crop = f"Crop {item.clip.crop}: " if item.clip.clip_id != item.clip.key else ""
+                    self._fail(Failure(item.clip.key, self._shard.name, "encoder", crop + result.message))
                 else:
                     assert result is not None
                     self._writer.add(item.clip, result[0], result[1])

@@ -45,7 +45,7 @@ def shard_state(parts: Sequence[Part]) -> ShardState:
         manifest = part.manifest
         if part.address.sequence != sequence or manifest.first_sample != first:
             break  # a gap: the parts behind it are met again when the gap has been filled
-        sequence, first, done = sequence + 1, first + manifest.n_samples, manifest.final
+        sequence, first, done = sequence + 1, first + manifest.counts.samples, manifest.final
         if sha256 is not None and sha256 != manifest.source.sha256:
             raise ClashError(
                 "The parts of one shard were made from different versions of the audio.",
