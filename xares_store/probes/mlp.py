@@ -172,7 +172,7 @@ def train_mlp(
         >>> y = np.array([0, 1] * 8)
         >>> rows = np.arange(16)
         >>> job = MlpJob("1", rows[:8], rows[8:12], rows[12:], seed=0)
-        >>> (result,) = train_mlp(x, y, 2, [job], MlpSettings(epochs=20, batch_size=4, learning_rates=(1e-2,)))
+        >>> (result,) = train_mlp(x, y, 2, [job], MlpSettings(batch_size=4, learning_rates=(1e-3, 1e-1)))
         >>> result.probabilities.argmax(axis=1).tolist()
         [0, 1, 0, 1]
     """
