@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,6 @@ from xares_store.errors import ProbeError
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int64]
 Variant = Literal["cosine", "published"]
-
-VERSION = "1"
-VARIANTS: tuple[Variant, ...] = ("cosine", "published")
 
 _NORM_FLOOR = 1e-12
 # Bytes of one block of queries and of gathered neighbours.
@@ -119,7 +116,7 @@ def _check(
         )
     if k < 1 or not temperature > 0:
         raise ProbeError(f"Wanted k of at least 1 and a temperature above 0, found {k} and {temperature}.")
-    if variant not in VARIANTS:
+    if variant not in get_args(Variant):
         raise ProbeError(f'Wanted the variant "cosine" or "published", found "{variant}".')
     for name, rows in (("training", train_idx), ("test", test_idx)):
         if len(rows) == 0:

@@ -24,8 +24,6 @@ from xares_store.probes.stack import BUFFERS_PER_MODEL, Batches, Shape, Stack, p
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int64]
 
-VERSION = "1"
-
 # Memory for the parameters of one stack; larger stacks are trained one slice after another.
 _STACK_BYTES = 1_500_000_000
 
