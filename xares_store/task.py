@@ -391,4 +391,4 @@ def _inline_vocabulary(raw: dict[str, Any], where: str, base: Path | None) -> No
         )
     del target["vocabulary"]
     # Not splitlines(): a label may hold one of the rarer line separators.
-    target["labels"] = read_text(path).removesuffix("\n").replace("\r\n", "\n").split("\n")
+    target["labels"] = read_text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
