@@ -106,18 +106,28 @@ def iter_samples(path: Path, *, shard: str | None = None) -> Iterator[Sample | F
     shard = path.name if shard is None else shard
     try:
         with path.open("rb") as file:
-            compressed = file.read(2) == _GZIP_MAGIC
-            file.seek(0)
-            if compressed:
-                with gzip.GzipFile(fileobj=file) as stream:
-                    yield from _Pairing(path, shard, cast(IO[bytes], stream), in_memory=True).run()
+            if file.read(2) == _GZIP_MAGIC:
+                yield from _unpacked(path, shard, file)
                 return
+            file.seek(0)
             samples = list(_Pairing(path, shard, file, in_memory=False).run())
     except OSError as error:
         if isinstance(error, ShardError):
             raise
         raise ShardError(f"The shard cannot be read: {error.strerror or error}.", where=path, hint=_AGAIN) from error
     yield from samples
+
+
+def _unpacked(path: Path, shard: str, file: IO[bytes]) -> Iterator[Sample | Failure]:
+    file.seek(0)
+    with gzip.GzipFile(fileobj=file) as stream:
+        try:
+            yield from _Pairing(path, shard, cast(IO[bytes], stream), in_memory=True).run()
+        except EOFError as error:
+            raise _cut_short(path, file, "in compressed data") from error
+        except (zlib.error, gzip.BadGzipFile) as error:
+            message = f"The compressed shard is corrupt before byte {file.tell()}: {error}."
+            raise ShardError(message, where=path, hint=_AGAIN) from error
 
 
 def _members(stream: IO[bytes], path: Path) -> Iterator[tarfile.TarInfo]:
@@ -148,14 +158,6 @@ def _members(stream: IO[bytes], path: Path) -> Iterator[tarfile.TarInfo]:
                 raise ShardError(f"The shard is corrupt: {what} at byte {at}.", where=path, hint=_AGAIN)
             zeros += len(block)
             block = b""
-    except EOFError as error:
-        raise _cut_short(path, stream, "in compressed data") from error
-    except (zlib.error, gzip.BadGzipFile) as error:
-        raise ShardError(
-            f"The compressed shard is corrupt after byte {stream.tell()} of its content: {error}.",
-            where=path,
-            hint=_AGAIN,
-        ) from error
     except (tarfile.TarError, ValueError, OverflowError) as error:
         if tape.last_at == 0 and len(tape.last) <= tarfile.BLOCKSIZE:
             found = "The file is empty" if not tape.last else "The file is not a tar archive"
@@ -166,7 +168,8 @@ def _members(stream: IO[bytes], path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _cut_short(path: Path, stream: IO[bytes], what: str) -> ShardError:
-    return ShardError(f"The shard is cut short at byte {stream.tell()} ({what}).", where=path, hint=_AGAIN)
+    at = stream.tell() if isinstance(stream, gzip.GzipFile) else path.stat().st_size
+    return ShardError(f"The shard is cut short at byte {at} ({what}).", where=path, hint=_AGAIN)
 
 
 class _Tape:
@@ -201,7 +204,7 @@ class _Pairing:
         self._path, self._shard, self._stream, self._in_memory = path, shard, stream, in_memory
         self._waiting: dict[str, _Entry] = {}
         self._waiting_bytes = 0
-        self._done: set[str] = set()
+        self._done: dict[str, str] = {}  # key -> audio suffix
 
     def run(self) -> Iterator[Sample | Failure]:
         for member in _members(self._stream, self._path):
@@ -231,18 +234,15 @@ class _Pairing:
                 raise self._twice(key, f'"{name}" appears twice')
             entry.label, entry.problem = self._read_json(member)
         else:
-            if key in self._done or entry.audio is not None:
-                how = (
-                    f'"{name}" appears twice'
-                    if entry.ext == ext
-                    else f"it has two audio files, .{entry.ext} and .{ext}"
-                )
+            other = self._done.get(key, entry.ext)
+            if other:
+                how = f'"{name}" appears twice' if other == ext else f"it has two audio files, .{other} and .{ext}"
                 raise self._twice(key, how)
             entry.ext = ext
             entry.audio = self._read_audio(name, member)
         if entry.audio is None or (entry.label is None and entry.problem is None):
             return None
-        self._done.add(key)
+        self._done[key] = entry.ext
         del self._waiting[key]
         if isinstance(entry.audio, bytes):
             self._waiting_bytes -= len(entry.audio)
