@@ -116,7 +116,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 def _owner() -> str:
     """Eight hex digits for this machine and process namespace; with the pid it tells whose a temporary folder is."""
     try:
-        namespace = os.readlink("/proc/self/ns/pid")
+        namespace = str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         namespace = ""
     return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]

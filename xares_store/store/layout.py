@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import quote
 
+import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from xares_store.errors import CorruptError, StoreError, StoreFormatError
@@ -17,6 +18,8 @@ from xares_store.fingerprint import fingerprint, sha256_file
 from xares_store.store.files import TMP_PREFIX, atomic_write, crc32c_file, read_small, seal, unseal
 
 __all__ = [
+    "CLIPS",
+    "CLIP_SCHEMA",
     "EMBEDDINGS",
     "ENCODERS",
     "FORMAT_NAME",
@@ -48,6 +51,20 @@ PART_MANIFEST = "part.json"
 RUN_MANIFEST = "run.json"
 ENCODERS, TASKS, EMBEDDINGS, RUNS = "encoders", "tasks", "embeddings", "runs"
 INDEX = "index.duckdb"
+
+CLIP_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("key", pa.string()),
+        ("crop", pa.int32()),
+        ("start_s", pa.float64()),
+        ("duration_s", pa.float64()),
+        ("offset", pa.int64()),
+        ("n_frames", pa.int64()),
+        ("label", pa.string()),
+    ]
+)
+CLIPS = "clips.parquet"
 
 _MAX_SEGMENT_BYTES = 240  # file systems allow 255; temporary and sequence suffixes need room
 _SAFE = "@[]=,+%-._"
@@ -204,6 +221,11 @@ class PartManifest(BaseModel):
     versions: dict[str, Any]
 
     @property
+    def n_samples(self) -> int:
+        """How many samples of the shard the part covers."""
+        return self.counts.samples
+
+    @property
     def address(self) -> PartAddress:
         """Where the part belongs."""
         return PartAddress(self.encoder, self.task, self.split, self.shard, self.sequence)
@@ -215,8 +237,19 @@ def part_digest(record: Mapping[str, Any]) -> str:
     ``zarr.json`` and Parquet files are left out because library versions show in their bytes; the clip rows enter
     through ``clips_digest`` and the arrays through the bytes of their chunks.
     """
-    keys = ("encoder", "task", "split", "shard", "sequence", "final", "first_sample", "source", "dim", "hop_ms")
-    keys += ("sample_rate_hz", "dtype", "codec", "counts", "failures", "clips_digest")
+    keys: tuple[str, ...] = (
+        "encoder",
+        "task",
+        "split",
+        "shard",
+        "sequence",
+        "final",
+        "first_sample",
+        "source",
+        "dim",
+        "hop_ms",
+    )
+    keys = (*keys, "sample_rate_hz", "dtype", "codec", "counts", "failures", "clips_digest")
     chunks = {path: entry for path, entry in record["files"].items() if "/c/" in path}
     return fingerprint({**{key: record[key] for key in keys}, "chunks": chunks})
 
@@ -228,8 +261,8 @@ class Score(BaseModel):
     metric: Name
     value: float
     fold: str | None
-    low: float | None
-    high: float | None
+    low: float
+    high: float
     n: Count
 
 

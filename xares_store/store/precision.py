@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -79,10 +81,8 @@ class FrameBuffer:
         np.subtract(error, full, out=error)
         flushed = int(np.count_nonzero(full)) - int(np.count_nonzero(half))
         # Squares of values that flush to zero underflow in float32; those rare clips are summed in float64.
-        wide = np.float64 if flushed else np.float32
-        error, exact = error.astype(wide, copy=False), full.astype(wide, copy=False)
-        dim_error = np.einsum("nd,nd->d", error, error).astype(np.float64)
-        dim_power = np.einsum("nd,nd->d", exact, exact).astype(np.float64)
+        wide: type[np.float64] | type[np.float32] = np.float64 if flushed else np.float32
+        dim_error, dim_power = _power(error.astype(wide, copy=False)), _power(full.astype(wide, copy=False))
         power = dim_power.sum()
         loss = float(np.sqrt(dim_error.sum() / power)) if power > 0 else float(peak > 0)
         if loss > CLIP_LOSS:
@@ -108,3 +108,9 @@ class FrameBuffer:
             return self._full
         self._full = []
         return self._half
+
+
+def _power(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Sum of squares of each column."""
+    power: NDArray[np.float64] = np.einsum("nd,nd->d", values, values).astype(np.float64)
+    return power

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +21,7 @@ Params = Sequence[object] | Mapping[str, object] | None
 # No files, no network, no extensions, no Python variables as tables, and no way to switch any of it back on.
 LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
+    "temp_directory": "",  # DuckDB lets queries read its spill folder: have none
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
     "python_enable_replacements": "false",
@@ -53,6 +56,53 @@ def select_rows(clips: pa.Table, where: str) -> NDArray[np.int64]:
     return np.asarray(rows, dtype=np.int64)
 
 
-def query_error(error: duckdb.Error, query: str, names: Sequence[str]) -> QueryError:
+_QUERIES = (
+    threading.Lock()
+)  # DuckDB shares one instance of a file in a process: an old one must close before a new one opens
+
+
+def run_query(root: Path, query: str, params: Params = None) -> pa.Table:
+    """Run one statement against the index of the store ``root``; see :meth:`Store.sql`."""
+    import duckdb
+
+    from xares_store.store.index import connect
+
+    with _QUERIES:
+        for last in (False, True):
+            with connect(root, rebuild=last) as connection:
+                try:
+                    return _fetch(connection, query, params)
+                except (duckdb.InternalException, duckdb.IOException, duckdb.FatalException) as error:
+                    if last:  # a damaged index has been built anew by now
+                        raise query_error(error, query, connection) from error
+                except duckdb.Error as error:
+                    raise query_error(error, query, connection) from error
+    raise AssertionError("unreachable")
+
+
+def _fetch(connection: duckdb.DuckDBPyConnection, query: str, params: Params) -> pa.Table:
+    count = len(connection.extract_statements(query))
+    if count != 1:
+        raise QueryError(f"Expected one SQL statement, found {count}.", where=query)
+    relation = connection.sql(query, params=params)
+    if relation is None:
+        raise QueryError("Expected a statement that returns rows.", where=query, hint="Start it with select.")
+    table = relation.to_arrow_table()
+    return table.cast(pa.schema([_plain_field(field) for field in table.schema]), safe=False)
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    """Sums of integers come as 128-bit decimals, which few tools know: give them as numbers everybody reads."""
+    if pa.types.is_decimal(field.type):
+        return field.with_type(pa.int64() if field.type.scale == 0 else pa.float64())
+    return field
+
+
+def query_error(error: Exception, query: str, known: duckdb.DuckDBPyConnection | Sequence[str]) -> QueryError:
     """Turn DuckDB's error into one that also lists the names that exist."""
-    return QueryError(str(error).strip(), where=query, hint="Columns: " + ", ".join(names) + ".")
+    if isinstance(known, Sequence):
+        hint = "Columns: " + ", ".join(known) + "."
+    else:
+        rows = known.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY 1").fetchall()
+        hint = "Views: " + ", ".join(name for (name,) in rows) + '. `xares sql "describe clips"` lists columns.'
+    return QueryError(str(error).strip(), where=query, hint=hint)

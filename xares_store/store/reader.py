@@ -25,8 +25,8 @@ _ABSENT = (1 << 64) - 1
 _IOV_MAX = 512  # half of what Linux and macOS allow in one call
 _MAX_CHUNK_BYTES = 2 << 30
 _CODECS = {"bytes", "crc32c", "zstd", "blosc", "gzip", "sharding_indexed"}
-_LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
-_CRC = {"name": "crc32c"}
+_LITTLE: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+_CRC: dict[str, Any] = {"name": "crc32c"}
 
 Array = NDArray[Any]
 
@@ -82,7 +82,8 @@ def _parse_meta(record: dict[str, Any]) -> ArrayMeta:
     outer_rows, outer_dim = (int(size) for size in record["chunk_grid"]["configuration"]["chunk_shape"])
     codecs: list[dict[str, Any]] = record["codecs"]
     sharded = codecs[0]["name"] == "sharding_indexed"
-    chunk_rows, chunk_dim, index_codecs, location = outer_rows, outer_dim, [_LITTLE, _CRC], "end"
+    chunk_rows, chunk_dim, location = outer_rows, outer_dim, "end"
+    index_codecs: list[dict[str, Any]] = [_LITTLE, _CRC]
     if sharded:
         shard = codecs[0]["configuration"]
         chunk_rows, chunk_dim = (int(size) for size in shard["chunk_shape"])
@@ -95,7 +96,7 @@ def _parse_meta(record: dict[str, Any]) -> ArrayMeta:
         raise ValueError(f"codec {sorted(unknown)[0]!r} is not one this store uses")
     if names.count("crc32c") < 2:
         raise ValueError("no crc32c checksum")
-    dtype = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}[record["data_type"]]
+    dtype: np.dtype[Any] = np.dtype({"float16": "<f2", "float32": "<f4"}[record["data_type"]])
     if not (rows >= 0 and dim >= 1 and outer_dim == chunk_dim == dim and 1 <= chunk_rows <= outer_rows):
         raise ValueError("unusual shape")
     if outer_rows % chunk_rows or chunk_rows * dim * dtype.itemsize > _MAX_CHUNK_BYTES:
@@ -171,7 +172,9 @@ def _offsets(handle: int, path: Path, meta: ArrayMeta) -> NDArray[np.int64]:
     limit = size - length - (meta.chunk_bytes + 4)
     if limit < 0 or (index[present, 0] > limit).any() or (index[present, 1] != meta.chunk_bytes + 4).any():
         raise CorruptError("The shard index points outside its file.", where=path)
-    return np.where(present, index[:, 0], 0).astype(np.int64) - (~present).astype(np.int64)
+    offsets = np.full(count, -1, np.int64)
+    offsets[present] = index[present, 0]
+    return offsets
 
 
 def _read_shard(handle: int, path: Path, meta: ArrayMeta, low: int, high: int, out: Array) -> None:
@@ -214,7 +217,7 @@ def _read_shard(handle: int, path: Path, meta: ArrayMeta, low: int, high: int, o
 
 
 def _scatter(handle: int, path: Path, offset: int, buffers: list[Array]) -> None:
-    views = [memoryview(buffer.reshape(-1).view(np.uint8)) for buffer in buffers]
+    views = [memoryview(buffer.reshape(-1).view(np.uint8).data) for buffer in buffers]
     while views:
         done = os.preadv(handle, views, offset)
         if done == 0:

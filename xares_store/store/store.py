@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -15,16 +14,21 @@ from numpy.typing import NDArray
 
 from xares_store.errors import ClashError, CorruptError, StoreError, StoreFormatError, did_you_mean
 from xares_store.fingerprint import sha256_text
-from xares_store.store.files import TMP_PREFIX, disk_errors, is_leftover, read_small, seal, unseal
+from xares_store.store import run as run_files
+from xares_store.store import select
+from xares_store.store.files import disk_errors, is_leftover, read_small, seal, unseal
 from xares_store.store.layout import (
     EMBEDDINGS,
     ENCODERS,
-    FORMAT_NAME,
     FORMAT_VERSION,
     PART_MANIFEST,
+    RUN_MANIFEST,
+    RUNS,
     STORE_MANIFEST,
     TASKS,
     PartAddress,
+    PartManifest,
+    RunManifest,
     StoreManifest,
     atomic_write,
     dump_manifest,
@@ -32,6 +36,8 @@ from xares_store.store.layout import (
     safe_segment,
 )
 from xares_store.store.part import Part, PartWriter
+from xares_store.store.query import Params
+from xares_store.store.tree import files, folders, part_folders, temporary, visible
 
 _TOML_SEAL = "# sha256 of the text above: "
 
@@ -54,6 +60,7 @@ class Store:
     def __init__(self, path: Path, manifest: StoreManifest) -> None:
         self.path = path
         self.id = manifest.id
+        self._manifests: dict[Path, tuple[tuple[int, int, int], PartManifest]] = {}
 
     @classmethod
     def create(cls, path: str | Path) -> Store:
@@ -67,7 +74,7 @@ class Store:
             raise StoreError(
                 "A store is there already.", where=folder, hint="Open it instead, or choose another folder."
             )
-        if folder.exists() and (not folder.is_dir() or _visible(folder)):
+        if folder.exists() and (not folder.is_dir() or visible(folder)):
             raise StoreError(
                 "Expected a new or empty folder for the store, found other files.",
                 where=folder,
@@ -100,7 +107,7 @@ class Store:
         """
         folder = Path(path)
         if not (folder / STORE_MANIFEST).exists():
-            if create and (not folder.exists() or (folder.is_dir() and not _visible(folder))):
+            if create and (not folder.exists() or (folder.is_dir() and not visible(folder))):
                 try:
                     return cls.create(folder)
                 except StoreError:
@@ -124,17 +131,6 @@ class Store:
 
     # ---- what is there
 
-    def part_folders(self, encoder: str | None = None, task: str | None = None, split: str | None = None) -> list[Path]:
-        """Return folders of committed parts, sorted by encoder, task, split, shard and sequence, without reading them."""
-        found: list[Path] = []
-        for encoder_path in _named(self.path / EMBEDDINGS, encoder):
-            for task_path in _named(encoder_path, task):
-                for split_path in _folders(task_path):
-                    if split is None or split_path.name == safe_segment(split):
-                        shards = (path for path in _folders(split_path) if (path / PART_MANIFEST).exists())
-                        found.extend(sorted(shards, key=_shard_order))
-        return found
-
     def parts(self, encoder: str | None = None, task: str | None = None, split: str | None = None) -> list[Part]:
         """Open the committed parts, sorted by encoder, task, split, shard and sequence.
 
@@ -146,7 +142,7 @@ class Store:
         Raises:
             CorruptError: a manifest is damaged.
         """
-        return [Part.load(self.path, folder) for folder in self.part_folders(encoder, task, split)]
+        return [self._part(folder) for folder in part_folders(self.path / EMBEDDINGS, encoder, task, split)]
 
     def has_part(self, address: PartAddress) -> bool:
         """Tell whether a part is committed."""
@@ -160,7 +156,20 @@ class Store:
         """
         if not self.has_part(address):
             raise StoreError("There is no such part.", where=address.path, hint="`xares store ls` lists what is there.")
-        return Part.load(self.path, self.path / address.path)
+        return self._part(self.path / address.path)
+
+    def _part(self, folder: Path) -> Part:
+        """Open a part, reading its manifest again only when the file has changed: phase two asks several times."""
+        path = folder / PART_MANIFEST
+        try:
+            info = path.stat()
+        except OSError as error:
+            raise CorruptError(f"The file cannot be read ({error.strerror}).", where=path) from error
+        stamp = (info.st_size, info.st_mtime_ns, info.st_ino)
+        known = self._manifests.get(folder)
+        if known is None or known[0] != stamp:
+            known = self._manifests[folder] = (stamp, Part.load(self.path, folder).manifest)
+        return Part(folder, known[1])
 
     def encoders(self) -> dict[str, dict[str, Any]]:
         """Return what is known about each encoder: address to record.
@@ -168,7 +177,10 @@ class Store:
         Raises:
             CorruptError: a record is damaged.
         """
-        return {path.name.removesuffix(".json"): self._record(path) for path in _files(self.path / ENCODERS, ".json")}
+        return {
+            path.name.removesuffix(".json"): unseal(read_small(path), where=path)
+            for path in files(self.path / ENCODERS, ".json")
+        }
 
     def tasks(self) -> dict[str, str]:
         """Return each task definition as it was used: address to TOML text.
@@ -176,10 +188,19 @@ class Store:
         Raises:
             CorruptError: a file is damaged.
         """
-        return {path.name.removesuffix(".toml"): _read_toml(path) for path in _files(self.path / TASKS, ".toml")}
+        return {path.name.removesuffix(".toml"): _read_toml(path) for path in files(self.path / TASKS, ".toml")}
 
-    def _record(self, path: Path) -> dict[str, Any]:
-        return unseal(read_small(path), where=path)
+    def task_text(self, address: str) -> str:
+        """Return one task definition as it was used.
+
+        Raises:
+            StoreError: there is none under that address.
+            CorruptError: the file is damaged.
+        """
+        path = self.path / TASKS / f"{safe_segment(address)}.toml"
+        if not path.exists():
+            raise StoreError("There is no such task definition.", where=path, hint=did_you_mean(address, self.tasks()))
+        return _read_toml(path)
 
     # ---- writing
 
@@ -228,7 +249,7 @@ class Store:
         from shutil import rmtree
 
         count = 0
-        for path in self.leftovers():
+        for path in temporary(self.path):
             if is_leftover(path):
                 if path.is_dir():
                     rmtree(path, ignore_errors=True)
@@ -237,12 +258,110 @@ class Store:
                 count += not path.exists()
         return count
 
-    def leftovers(self) -> Iterator[Path]:
-        """Yield temporary files and folders, of running processes too."""
-        for root, folders, files in os.walk(self.path):
-            yield from (Path(root) / name for name in [*folders, *files] if name.startswith(TMP_PREFIX))
-            deep = Path(root).parent.parent.parent == self.path / EMBEDDINGS  # parts hold no temporary files
-            folders[:] = [] if deep else [name for name in folders if not name.startswith(TMP_PREFIX)]
+    # ---- runs and queries
+
+    def write_run(
+        self,
+        run_id: str,
+        run: Mapping[str, Any],
+        predictions: pa.Table,
+        tensors: Mapping[str, NDArray[Any]] | None = None,
+    ) -> bool:
+        """Commit a run; see :func:`xares_store.store.run.write_run`. False when it is there already."""
+        return run_files.write_run(self.path, run_id, run, predictions, tensors)
+
+    def runs(self) -> list[str]:
+        """Return the ids of all committed runs, sorted."""
+        return [path.name for path in folders(self.path / RUNS) if (path / RUN_MANIFEST).exists()]
+
+    def has_run(self, run_id: str) -> bool:
+        """Tell whether a run is committed."""
+        return (run_files.run_folder(self.path, run_id) / RUN_MANIFEST).exists()
+
+    def read_run(self, run_id: str) -> RunManifest:
+        """Read a run's manifest; every file of the run is checked first.
+
+        Raises:
+            StoreError: there is no such run.
+            CorruptError: a file is damaged; named.
+        """
+        return run_files.read_run(self.path, run_id)
+
+    def predictions(self, run_id: str) -> pa.Table:
+        """Read a run's per-clip predictions; raises as :meth:`read_run` does."""
+        return run_files.read_predictions(self.path, run_id)
+
+    def sql(self, query: str, params: Params = None) -> pa.Table:
+        """Run one SQL query over the views of ``schema/index.sql``, after bringing the index up to date.
+
+        The query reads the index and nothing else: no files, no network, no changes.
+
+        Args:
+            query: one statement of DuckDB's SQL.
+            params: values for ``?`` (a list) or ``$name`` (a dictionary).
+
+        Raises:
+            QueryError: the query is not valid, with the nearest names.
+            CorruptError: a part or run that is new to the index is damaged; named.
+
+        Example:
+            ``store.sql("select task, score from leaderboard where encoder = ?", ["logmel@1a2b3c4d"])``
+        """
+        from xares_store.store.query import run_query
+
+        return run_query(self.path, query, params)
+
+    def reindex(self) -> None:
+        """Build the index anew from the manifests."""
+        from xares_store.store.index import connect
+
+        with connect(self.path, rebuild=True):
+            pass
+
+    def clips(self, where: str | None = None, params: Params = None) -> pa.Table:
+        """Return clip rows of all encoders and tasks: the view ``clips``, filtered.
+
+        Args:
+            where: a SQL predicate over its columns.
+            params: values for ``?`` or ``$name`` in it.
+        """
+        order = 'ORDER BY encoder, task, split, shard, sequence, "row"'
+        return self.sql(f"SELECT * FROM clips WHERE (\n{where or 'true'}\n) {order}", params)  # noqa: S608 - SQL on purpose
+
+    def frames(
+        self, clip_id: str, *, encoder: str | None = None, task: str | None = None, split: str | None = None
+    ) -> NDArray[np.float16] | NDArray[np.float32]:
+        """Return the frames of one clip in the stored dtype, ``(n_frames, dim)``.
+
+        Args:
+            clip_id: as in the view ``clips``.
+            encoder: address or name; needed when several encoders embedded the clip. Likewise ``task`` and ``split``.
+
+        Raises:
+            StoreError: no such clip, or several.
+            CorruptError: a checksum fails.
+        """
+        found = self.sql(
+            """
+            SELECT encoder, task, split, shard, sequence, "offset", n_frames FROM clips
+            WHERE clip_id = $clip AND ($split IS NULL OR split = $split)
+              AND ($encoder IS NULL OR encoder = $encoder OR regexp_replace(encoder, '@[^@]*$', '') = $encoder)
+              AND ($task IS NULL OR task = $task OR regexp_replace(task, '@[^@]*$', '') = $task)
+            """,
+            {"clip": clip_id, "encoder": encoder, "task": task, "split": split},
+        ).to_pylist()
+        if len(found) != 1:
+            places = "; ".join(f"{row['encoder']} {row['task']} {row['split']}" for row in found[:5])
+            raise StoreError(
+                f"Expected one clip, found {len(found)}" + (f": {places}." if found else "."),
+                where=clip_id,
+                hint="Give encoder=, task= and split=."
+                if found
+                else '`xares sql "select clip_id from clips"` lists them.',
+            )
+        row = found[0]
+        part = self.part(PartAddress(*(row[name] for name in ("encoder", "task", "split", "shard", "sequence"))))
+        return part.frames(slice(row["offset"], row["offset"] + row["n_frames"]))
 
     # ---- reading embeddings
 
@@ -268,92 +387,7 @@ class Store:
             StoreError: nothing matches, or several encoders or tasks do.
             QueryError: the predicate is not valid SQL.
         """
-        parts = self._one(encoder, task, split)
-        vectors, tables = [], []
-        for part in parts:
-            part.check()
-            vectors.append(part.pooled())
-            tables.append(clip_rows(part))
-        features, table = np.concatenate(vectors), pa.concat_tables(tables)
-        if where is not None:
-            from xares_store.store.query import select_rows
-
-            rows = select_rows(table, where)
-            features, table = features[rows], table.take(rows)
-        return features, table
-
-    def _one(self, encoder: str, task: str, split: str | None = None) -> list[Part]:
-        parts = self.parts(encoder, task, split)
-        if not parts:
-            known = sorted(
-                {part.address.encoder for part in self.parts()} | {part.address.task for part in self.parts()}
-            )
-            wanted = encoder if not any(True for _ in _named(self.path / EMBEDDINGS, encoder)) else task
-            raise StoreError(
-                f"There are no embeddings of encoder {encoder} for task {task}"
-                + (f", split {split}." if split else "."),
-                where=self.path,
-                hint=did_you_mean(wanted, known) or "`xares store ls` lists what is there; `xares embed` adds more.",
-            )
-        for what, found in (
-            ("encoders", {part.address.encoder for part in parts}),
-            ("tasks", {part.address.task for part in parts}),
-        ):
-            if len(found) > 1:
-                raise StoreError(
-                    f"Expected one of the {what}, found {len(found)}: {', '.join(sorted(found))}.",
-                    where=self.path,
-                    hint="Give the full name with the part after @.",
-                )
-        if len(dims := {part.manifest.dim for part in parts}) > 1:
-            raise CorruptError(f"Expected one dimension for {encoder}, found {sorted(dims)}.", where=self.path)
-        return parts
-
-
-def clip_rows(part: Part) -> pa.Table:
-    """Return a part's clip rows with its address in front: the columns of the view ``clips``."""
-    table = part.clips()
-    address, count = part.address, len(table)
-    front: Sequence[tuple[str, pa.Array]] = [
-        (name, pa.repeat(pa.scalar(getattr(address, name), pa.string()), count))
-        for name in ("encoder", "task", "split", "shard")
-    ]
-    front = [*front, ("sequence", pa.repeat(pa.scalar(address.sequence, pa.int32()), count))]
-    return pa.table(
-        [column for _, column in front] + table.columns, names=[name for name, _ in front] + table.column_names
-    )
-
-
-def _visible(folder: Path) -> bool:
-    return any(not path.name.startswith(TMP_PREFIX) for path in folder.iterdir())
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [folder / name for name in sorted(names)]
-
-
-def _files(folder: Path, suffix: str) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.name.endswith(suffix) and not path.name.startswith("."))
-
-
-def _named(folder: Path, wanted: str | None) -> list[Path]:
-    """Folders whose name is ``wanted``, or ``wanted@...`` when it has no fingerprint."""
-    if wanted is None:
-        return _folders(folder)
-    name = safe_segment(wanted)
-    return [path for path in _folders(folder) if path.name == name or path.name.rpartition("@")[0] == name]
-
-
-def _shard_order(path: Path) -> tuple[str, int]:
-    shard, _, sequence = path.name.partition("~")
-    return shard, int(sequence) if sequence.isdigit() else 0
+        return select.read_pooled(self, encoder, task, where, split)
 
 
 def _read_toml(path: Path) -> str:

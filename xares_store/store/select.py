@@ -1,0 +1,81 @@
+"""Read the mean vectors and clip rows of one encoder and one task from its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from xares_store.errors import CorruptError, StoreError, did_you_mean
+from xares_store.store.layout import EMBEDDINGS
+from xares_store.store.opened import Part
+from xares_store.store.tree import named
+
+if TYPE_CHECKING:
+    from xares_store.store.store import Store
+
+
+def read_pooled(
+    store: Store, encoder: str, task: str, where: str | None, split: str | None
+) -> tuple[NDArray[np.float32], pa.Table]:
+    """Read and check; see :meth:`Store.pooled`."""
+    parts = one_of(store, encoder, task, split)
+    vectors, tables = [], []
+    for part in parts:
+        part.check()
+        vectors.append(part.pooled())
+        tables.append(clip_rows(part))
+    features, table = np.concatenate(vectors), pa.concat_tables(tables)
+    if where is not None:
+        from xares_store.store.query import select_rows
+
+        rows = select_rows(table, where)
+        features, table = features[rows], table.take(rows)
+    return features, table
+
+
+def one_of(store: Store, encoder: str, task: str, split: str | None = None) -> list[Part]:
+    """Return the parts of one encoder and one task's audio.
+
+    Raises:
+        StoreError: nothing matches, or several encoders or tasks do.
+    """
+    parts = store.parts(encoder, task, split)
+    if not parts:
+        known = sorted({part.address.encoder for part in store.parts()} | {part.address.task for part in store.parts()})
+        wanted = encoder if not any(True for _ in named(store.path / EMBEDDINGS, encoder)) else task
+        raise StoreError(
+            f"There are no embeddings of encoder {encoder} for task {task}" + (f", split {split}." if split else "."),
+            where=store.path,
+            hint=did_you_mean(wanted, known) or "`xares store ls` lists what is there; `xares embed` adds more.",
+        )
+    for what, found in (
+        ("encoders", {part.address.encoder for part in parts}),
+        ("tasks", {part.address.task for part in parts}),
+    ):
+        if len(found) > 1:
+            raise StoreError(
+                f"Expected one of the {what}, found {len(found)}: {', '.join(sorted(found))}.",
+                where=store.path,
+                hint="Give the full name with the part after @.",
+            )
+    if len(dims := {part.manifest.dim for part in parts}) > 1:
+        raise CorruptError(f"Expected one dimension for {encoder}, found {sorted(dims)}.", where=store.path)
+    return parts
+
+
+def clip_rows(part: Part) -> pa.Table:
+    """Return a part's clip rows with its address in front: the columns of the view ``clips``."""
+    table = part.clips()
+    address, count = part.address, len(table)
+    front: Sequence[tuple[str, pa.Array]] = [
+        (name, pa.repeat(pa.scalar(getattr(address, name), pa.string()), count))
+        for name in ("encoder", "task", "split", "shard")
+    ]
+    front = [*front, ("sequence", pa.repeat(pa.scalar(address.sequence, pa.int32()), count))]
+    return pa.table(
+        [column for _, column in front] + table.columns, names=[name for name, _ in front] + table.column_names
+    )
