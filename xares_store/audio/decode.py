@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import selectors
 import socket
@@ -29,6 +28,7 @@ from xares_store.audio.worker import (
     TASK,
     anonymous_file,
     prepare,
+    read_all,
     receive,
     send,
     write_all,
@@ -331,8 +331,9 @@ class DecodePool:
                     "Too many files are open to receive decoded audio.", hint="Raise the limit with: ulimit -n 4096"
                 )
             try:
-                # Writable, because users of the audio expect that of an array; nobody else has this memory any more.
-                audio: Signal = np.frombuffer(mmap.mmap(descriptor, samples * 4), dtype=np.float32)
+                # Copied, because a mapping keeps its descriptor open and a process may not have many of them.
+                audio: Signal = np.empty(samples, dtype=np.float32)
+                read_all(descriptor, audio.data.cast("B"))
             finally:
                 os.close(descriptor)
             self._encoded_bytes += ticket.item.nbytes

@@ -55,7 +55,7 @@ class CropRule:
     min_tail_s: float = 0.5
 
 
-def decode(data: bytes | BinaryIO) -> tuple[Signal, int]:
+def decode(data: bytes | bytearray | BinaryIO) -> tuple[Signal, int]:
     """Decode audio to one channel at its own rate.
 
     Args:
@@ -74,7 +74,7 @@ def decode(data: bytes | BinaryIO) -> tuple[Signal, int]:
         >>> audio.shape, rate_hz
         ((80,), 8000)
     """
-    stream = io.BytesIO(data) if isinstance(data, bytes | bytearray | memoryview) else data
+    stream = io.BytesIO(data) if isinstance(data, bytes | bytearray) else data
     try:
         with soundfile.SoundFile(stream) as file:
             rate_hz = int(file.samplerate)
@@ -120,7 +120,10 @@ def _read_all(file: soundfile.SoundFile) -> Signal:
 
 
 def _reason(error: Exception) -> str:
-    text = getattr(error, "error_string", None) or str(error) or type(error).__name__
+    # The plain text of a LibsndfileError begins with the address of the stream, which differs from run to run.
+    code = getattr(error, "code", None)
+    text = str(error) if code is None else error.error_string or f"libsndfile error {code}"  # type: ignore[attr-defined]
+    text = text or type(error).__name__
     return text if text.endswith(".") else f"{text}."
 
 

@@ -36,7 +36,7 @@ _LOOK_UP_S = 2.0
 _MAX_REASON = 2000
 
 
-def prepare(data: bytes, rate_hz: int) -> Signal:
+def prepare(data: bytes | bytearray, rate_hz: int) -> Signal:
     """Decode one recording and bring it to a rate: float32 ``(samples,)``, one channel.
 
     Raises:
@@ -63,6 +63,13 @@ def write_all(descriptor: int, data: memoryview) -> None:
     """Write all bytes; one system call writes at most 2 GiB."""
     while data:
         data = data[os.write(descriptor, data) :]
+
+
+def read_all(descriptor: int, target: memoryview) -> None:
+    """Fill ``target`` with the file's first bytes; one system call reads at most 2 GiB."""
+    offset = 0
+    while offset < len(target) and (count := os.preadv(descriptor, [target[offset:]], offset)):
+        offset += count
 
 
 def send(sock: socket.socket, message: bytes, descriptor: int | None = None) -> None:
@@ -156,15 +163,12 @@ def _serve(sock: socket.socket, task: tuple[int, ...], path: bytes, source: int 
                 os.close(used)
 
 
-def _load(path: bytes, source: int | None, offset: int, size: int) -> bytes:
+def _load(path: bytes, source: int | None, offset: int, size: int) -> bytes | bytearray:
     if source is None:
         return FileRange(Path(os.fsdecode(path)), offset, size).read()
-    blocks = []
-    while size and (block := os.pread(source, size, offset)):
-        blocks.append(block)
-        offset += len(block)
-        size -= len(block)
-    return b"".join(blocks)
+    data = bytearray(size)
+    read_all(source, memoryview(data))
+    return data
 
 
 def _problem(kind: str, reason: str) -> bytes:
