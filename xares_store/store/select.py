@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from xares_store.errors import CorruptError, StoreError, did_you_mean
-from xares_store.store.layout import EMBEDDINGS
+from xares_store.store.layout import EMBEDDINGS, PartAddress
 from xares_store.store.opened import Part
 from xares_store.store.tree import named
 
@@ -79,3 +79,26 @@ def clip_rows(part: Part) -> pa.Table:
     return pa.table(
         [column for _, column in front] + table.columns, names=[name for name, _ in front] + table.column_names
     )
+
+
+def read_frames(store: Store, clip_id: str, encoder: str | None, task: str | None, split: str | None) -> NDArray[Any]:
+    """Find and read one clip; see :meth:`Store.frames`."""
+    found = store.sql(
+        """
+        SELECT encoder, task, split, shard, sequence, "offset", n_frames FROM clips
+        WHERE clip_id = $clip AND ($split IS NULL OR split = $split)
+          AND ($encoder IS NULL OR encoder = $encoder OR regexp_replace(encoder, '@[^@]*$', '') = $encoder)
+          AND ($task IS NULL OR task = $task OR regexp_replace(task, '@[^@]*$', '') = $task)
+        """,
+        {"clip": clip_id, "encoder": encoder, "task": task, "split": split},
+    ).to_pylist()
+    if len(found) != 1:
+        places = "; ".join(f"{row['encoder']} {row['task']} {row['split']}" for row in found[:5])
+        raise StoreError(
+            f"Expected one clip, found {len(found)}" + (f": {places}." if found else "."),
+            where=clip_id,
+            hint="Give encoder=, task= and split=." if found else '`xares sql "select clip_id from clips"` lists them.',
+        )
+    row = found[0]
+    part = store.part(PartAddress(*(row[name] for name in ("encoder", "task", "split", "shard", "sequence"))))
+    return part.frames(slice(row["offset"], row["offset"] + row["n_frames"]))

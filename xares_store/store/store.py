@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xares_store.errors import ClashError, CorruptError, StoreError, StoreFormatError, did_you_mean
+from xares_store.errors import CorruptError, StoreError, StoreFormatError, did_you_mean
 from xares_store.fingerprint import sha256_text
 from xares_store.store import run as run_files
-from xares_store.store import select
-from xares_store.store.files import disk_errors, is_leftover, read_small, seal, unseal
+from xares_store.store import select, usage
+from xares_store.store.files import disk_errors, read_small, seal, unseal
 from xares_store.store.layout import (
     EMBEDDINGS,
     ENCODERS,
@@ -37,7 +37,8 @@ from xares_store.store.layout import (
 )
 from xares_store.store.part import Part, PartWriter
 from xares_store.store.query import Params
-from xares_store.store.tree import files, folders, part_folders, temporary, visible
+from xares_store.store.tree import files, folders, part_folders, visible
+from xares_store.store.verify import Problem, verify
 
 _TOML_SEAL = "# sha256 of the text above: "
 
@@ -214,15 +215,10 @@ class Store:
         self._put(self.path / ENCODERS / f"{safe_segment(address)}.json", seal(dict(record)))
 
     def put_task(self, address: str, toml_text: str) -> None:
-        """Keep a task definition so that the store explains itself; equal addresses have equal text.
-
-        Raises:
-            ClashError: another text is stored under the address.
-        """
+        """Keep a task definition so that the store explains itself; the first text of an address stays."""
         text = toml_text.rstrip("\n") + "\n"
         path = self.path / TASKS / f"{safe_segment(address)}.toml"
-        if not self._put(path, f"{text}{_TOML_SEAL}{sha256_text(text)}\n".encode()) and _read_toml(path) != text:
-            raise ClashError("Another definition is stored under this task's address.", where=path)
+        self._put(path, f"{text}{_TOML_SEAL}{sha256_text(text)}\n".encode())
 
     def _put(self, path: Path, data: bytes) -> bool:
         if path.exists():
@@ -246,17 +242,7 @@ class Store:
 
     def sweep(self) -> int:
         """Remove temporary files and folders of processes that are gone; return how many."""
-        from shutil import rmtree
-
-        count = 0
-        for path in temporary(self.path):
-            if is_leftover(path):
-                if path.is_dir():
-                    rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
-                count += not path.exists()
-        return count
+        return usage.sweep(self.path)
 
     # ---- runs and queries
 
@@ -318,6 +304,34 @@ class Store:
         with connect(self.path, rebuild=True):
             pass
 
+    # ---- care
+
+    def verify(self, *, deep: bool = True) -> list[Problem]:
+        """Check every file of every part and run; see :func:`xares_store.store.verify.verify`."""
+        return verify(self, deep=deep)
+
+    def info(self) -> dict[str, Any]:
+        """Count what the store holds; see :func:`xares_store.store.usage.info`."""
+        return usage.info(self)
+
+    def du(self) -> list[dict[str, Any]]:
+        """Say what takes how much space; see :func:`xares_store.store.usage.du`."""
+        return usage.du(self)
+
+    def rm(
+        self,
+        *,
+        encoder: str | None = None,
+        task: str | None = None,
+        runs: Literal["keep", "with", "only"] = "keep",
+        run_ids: Sequence[str] = (),
+        dry_run: bool = False,
+    ) -> usage.Removal:
+        """Remove embeddings, runs or both; see :func:`xares_store.store.usage.rm`."""
+        return usage.rm(self, encoder=encoder, task=task, runs=runs, run_ids=run_ids, dry_run=dry_run)
+
+    # ---- reading embeddings
+
     def clips(self, where: str | None = None, params: Params = None) -> pa.Table:
         """Return clip rows of all encoders and tasks: the view ``clips``, filtered.
 
@@ -341,29 +355,7 @@ class Store:
             StoreError: no such clip, or several.
             CorruptError: a checksum fails.
         """
-        found = self.sql(
-            """
-            SELECT encoder, task, split, shard, sequence, "offset", n_frames FROM clips
-            WHERE clip_id = $clip AND ($split IS NULL OR split = $split)
-              AND ($encoder IS NULL OR encoder = $encoder OR regexp_replace(encoder, '@[^@]*$', '') = $encoder)
-              AND ($task IS NULL OR task = $task OR regexp_replace(task, '@[^@]*$', '') = $task)
-            """,
-            {"clip": clip_id, "encoder": encoder, "task": task, "split": split},
-        ).to_pylist()
-        if len(found) != 1:
-            places = "; ".join(f"{row['encoder']} {row['task']} {row['split']}" for row in found[:5])
-            raise StoreError(
-                f"Expected one clip, found {len(found)}" + (f": {places}." if found else "."),
-                where=clip_id,
-                hint="Give encoder=, task= and split=."
-                if found
-                else '`xares sql "select clip_id from clips"` lists them.',
-            )
-        row = found[0]
-        part = self.part(PartAddress(*(row[name] for name in ("encoder", "task", "split", "shard", "sequence"))))
-        return part.frames(slice(row["offset"], row["offset"] + row["n_frames"]))
-
-    # ---- reading embeddings
+        return select.read_frames(self, clip_id, encoder, task, split)
 
     def pooled(
         self, encoder: str, task: str, where: str | None = None, *, split: str | None = None
