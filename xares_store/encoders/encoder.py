@@ -42,6 +42,7 @@ class Encoder:
             change nothing).
         device: where it computes.
         module: the wrapped module, in eval mode.
+        raw_dtype: data type of the last output before its conversion to float32; empty before the first.
         record: JSON data about all of this, kept in a store.
     """
 
@@ -50,6 +51,7 @@ class Encoder:
     ) -> None:
         self.spec = spec
         self.device = device
+        self.raw_dtype = ""
         self.module = module.eval().requires_grad_(False)
         self._second = _second_parameter(module, built.class_name)
         assumed: list[str] = []
@@ -148,7 +150,7 @@ class Encoder:
         depends on the batch.
 
         Args:
-            audio: (batch, samples) float32, at least one sample, any device.
+            audio: (batch, samples) or, for one clip, (samples,); float, at least one sample, any device.
             lengths: (batch,) samples of each clip that count, 1 to samples; all of them when omitted.
 
         Returns:
@@ -166,6 +168,8 @@ class Encoder:
             >>> tuple(frames.shape), valid.tolist()
             ((2, 100, 64), [100, 50])
         """
+        if audio.ndim == 1:
+            audio = audio[None]
         if audio.ndim != 2 or 0 in audio.shape:
             raise ValueError(f"audio must be (batch, samples), neither of them 0; found {tuple(audio.shape)}")
         batch, samples = audio.shape
@@ -245,6 +249,7 @@ class Encoder:
             raise self._broken(shape, f"a tensor of shape {tuple(output.shape)}")
         if not output.is_floating_point():
             raise self._broken(shape, f"a tensor of {output.dtype}")
+        self.raw_dtype = str(output.dtype).removeprefix("torch.")
         output = output.detach().to(self.device, torch.float32)
         valid = self._valid_frames(told, output.shape[1], shape)
         if not bool(torch.isfinite(output).all()):

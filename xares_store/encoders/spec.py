@@ -15,7 +15,7 @@ import re
 import sys
 import tomllib
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ import torch
 
 from xares_store.encoders.builtin import BUILTIN
 from xares_store.encoders.identity import hash_files
-from xares_store.errors import EncoderError, did_you_mean
+from xares_store.errors import ConfigError, EncoderError, did_you_mean
 
 _FILE = re.compile(r"^(?P<path>.+\.py)(?::(?P<cls>[A-Za-z_]\w*))?$", re.DOTALL)
 _PACKAGE = re.compile(r"^(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<cls>[A-Za-z_]\w*)$")
@@ -58,6 +58,27 @@ class Built:
     args: dict[str, Any]
     extra: dict[str, Any] = field(default_factory=dict)
     shown_args: dict[str, Any] = field(default_factory=dict)
+
+
+def split_args(pairs: Iterable[str]) -> dict[str, str]:
+    """Split ``key=value`` texts, as ``--encoder-arg`` gives them.
+
+    Raises:
+        ConfigError: a text has no ``=``, no name, or a name comes twice.
+
+    Example:
+        >>> split_args(["layer=6", "size=base"])
+        {'layer': '6', 'size': 'base'}
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ConfigError(f'"{pair}" is not key=value.', where="--encoder-arg", hint="Write --encoder-arg layer=6.")
+        if name.strip() in found:
+            raise ConfigError(f'"{name.strip()}" is given twice.', where="--encoder-arg", hint="Give it once.")
+        found[name.strip()] = value
+    return found
 
 
 def parse_args(args: Mapping[str, Any] | None) -> dict[str, Any]:
