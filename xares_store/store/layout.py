@@ -325,8 +325,9 @@ def load_manifest(path: Path, model: type[M]) -> M:
     data = read_small(path)
     try:
         record = unseal(data, where=path)
-    except CorruptError:
+    except CorruptError as error:
         _refuse_newer(data, path)
+        error.hint = "Remove the folder it is in and make its content again, or copy the folder from an intact store."
         raise
     refuse_newer(record, path)
     try:

@@ -148,7 +148,7 @@ class Part:
                 where=path,
             )
         stored = sum(entry.bytes for name, entry in self.manifest.files.items() if name.startswith(f"{array}/c/"))
-        if meta.direct and stored < meta.rows * meta.dim * meta.dtype.itemsize:
+        if meta.codec == "raw" and stored < meta.rows * meta.dim * meta.dtype.itemsize:
             raise CorruptError("The manifest lists too few bytes for the array.", where=path)
         return meta
 
