@@ -50,14 +50,40 @@ def noise(encoder: Encoder, *seconds: float) -> list[torch.Tensor]:
     return [0.1 * torch.randn(1, size, generator=generator) for size in sizes]
 
 
-def measure_hop(encoder: Encoder, *, short_s: float = 2.0, long_s: float = 12.0) -> float:
-    """Return the hop in milliseconds, from how many frames more a longer clip has.
+def measure_hop(encoder: Encoder, *, short_s: float = 1.0, long_s: float = 5.0) -> float:
+    """Return the hop in milliseconds, exact for an encoder of constant stride.
+
+    The number of samples at which a frame is added is searched near two lengths; between the two lie whole hops.
 
     Raises:
         EncoderError: the longer clip has no more valid frames than the shorter one.
     """
-    (counts, clips) = _frame_counts(encoder, short_s, long_s)
-    return 1000.0 * (clips[1].shape[1] - clips[0].shape[1]) / encoder.sample_rate_hz / (counts[1] - counts[0])
+    counts, clips = _frame_counts(encoder, short_s, long_s)
+    lengths = [clip.shape[1] for clip in clips]
+    step = (lengths[1] - lengths[0]) / (counts[1] - counts[0])
+    edges = [_last_frame_added(encoder, clip, step) for clip in clips]
+    if None not in edges:
+        step = (float(edges[1] or 0) - float(edges[0] or 0)) / (counts[1] - counts[0])
+    return 1000.0 * step / encoder.sample_rate_hz
+
+
+def _last_frame_added(encoder: Encoder, clip: torch.Tensor, step: float) -> int | None:
+    """Find the smallest number of samples that has as many frames as the clip; None when frames are not added evenly."""
+
+    def frames(samples: int) -> int:
+        return int(encoder.encode(clip[:, :samples])[1][0])
+
+    enough = clip.shape[1]
+    few, target = enough - int(1.5 * step) - 1, frames(enough)
+    if few < 1 or frames(few) >= target:
+        return None
+    while enough - few > 1:
+        middle = (enough + few) // 2
+        if frames(middle) >= target:
+            enough = middle
+        else:
+            few = middle
+    return enough
 
 
 def _frame_counts(encoder: Encoder, short_s: float, long_s: float) -> tuple[list[int], list[torch.Tensor]]:
