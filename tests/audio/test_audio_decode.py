@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from tests.audio.material import Member, encode, encoded, label, pairs, tar_bytes
+from xares_store.audio import worker
 from xares_store.audio.decode import Decoded, DecodePool
 from xares_store.audio.samples import FileRange, Sample, iter_samples
 from xares_store.audio.waveform import CropRule, decode, resample
@@ -291,6 +293,45 @@ def test_results_outlive_the_pool_and_leave_no_files_open() -> None:
     np.testing.assert_array_equal(results[5][0].audio, native)
 
 
+def test_a_system_without_room_for_descriptors_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Audio in memory travels as a descriptor, and a user may only have so many of them on their way."""
+    refusals = 0
+
+    def reluctant(*arguments: object) -> None:
+        nonlocal refusals
+        refusals += 1
+        if refusals % 3:
+            raise OSError(errno.ETOOMANYREFS, "Too many references")
+        worker.send(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("xares_store.audio.processes.send", reluctant)
+    results = run(2, [Sample(str(n), "wav", encoded(seed=n), "{}") for n in range(20)])
+    assert [result[0].clip.key for result in results] == [str(n) for n in range(20)]
+    assert refusals >= 60
+
+
+def test_no_more_files_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("xares_store.audio.processes.anonymous_file", refuse)
+    with pytest.raises(XaresError, match="Too many open files") as raised:
+        run(1, [Sample("a", "wav", encoded(), "{}")])
+    assert "ulimit -n" in str(raised.value)
+    assert worker_processes() == []
+
+
+def test_the_owner_may_change_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard(tmp_path, pairs(["a", "b"]))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with DecodePool(1) as pool:
+        next(pool.map(iter_samples(Path("a.tar")), shard="s", rate_hz=16000, crop=WHOLE))
+        samples = list(iter_samples(Path("a.tar").absolute()))
+        monkeypatch.chdir("elsewhere")
+        assert len(list(pool.map(samples, shard="s", rate_hz=16000, crop=WHOLE))) == 2
+
+
 def test_options_are_checked() -> None:
     with pytest.raises(ConfigError, match="workers"):
         DecodePool(-1)
@@ -303,6 +344,7 @@ def test_options_are_checked() -> None:
 SCRIPT = """
 import json, sys, time
 from pathlib import Path
+from xares_store.audio import worker
 from xares_store.audio.decode import DecodePool
 from xares_store.audio.samples import iter_samples
 from xares_store.audio.waveform import CropRule
