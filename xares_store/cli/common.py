@@ -128,7 +128,7 @@ def emit(
         table.add_row(*[_escape(_cell(value)) for value in row])
     out = Console(soft_wrap=False)
     if not out.is_terminal:  # piped: as wide as the content, so that nothing is cut
-        out = Console(width=max(80, out.measure(table).maximum))
+        out = Console(width=max(80, Console(width=100_000).measure(table).maximum))
     out.print(table)
 
 

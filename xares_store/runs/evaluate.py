@@ -243,7 +243,7 @@ def _evaluate_pair(
     for probe in request.probes:
         settings = _settings(task, probe, request)
         missing: dict[int | None, str] = {}
-        for seed in request.seeds if PROBES[probe].trained else (None,):
+        for seed in request.seeds if PROBES[probe].seeded else (None,):
             run_id = _run_id(encoder, task, probe, request, settings, seed, digest)
             if store.has_run(run_id):
                 report.results.append(_result(store.read_run(run_id), reused=True))
@@ -311,7 +311,7 @@ def _run_probe(
             "versions": versions(),
             "n_test": one.n_test,
             "n_dropped": features.dropped,
-            "weight": one.n_test if request.protocol == "strict" or task.published is None else task.published.weight,
+            "weight": _weight(task, request.protocol, one.n_test),
             "main_metric": task.metric.name,
             "scores": one.scores,
             "details": one.details,
@@ -319,6 +319,12 @@ def _run_probe(
         store.write_run(run_id, run, one.predictions, one.tensors)
         results.append(_result(store.read_run(run_id), reused=False))
     return results
+
+
+def _weight(task: Task, protocol: str, n_test: int) -> float:
+    """Return counted test items, or under the published protocol the hand-set weight of the published tables."""
+    published = task.published.weight if task.published is not None else None
+    return float(published) if protocol == "published" and published is not None else float(n_test)
 
 
 def _outcomes(

@@ -72,7 +72,11 @@ def parts_digest(store: Store, encoder: str, task: Task) -> str:
     parts = store.parts(encoder=encoder, task=address)
     if not parts:
         others = sorted(
-            {p.address.task for p in store.parts(encoder=encoder) if p.address.task.rpartition("@")[0] == task.audio_address.rpartition("@")[0]}
+            {
+                p.address.task
+                for p in store.parts(encoder=encoder)
+                if p.address.task.rpartition("@")[0] == task.audio_address.rpartition("@")[0]
+            }
         )
         hint = f"Embed it: xares embed --encoder {encoder.rpartition('@')[0]} --task {task.name}"
         if others:

@@ -64,7 +64,7 @@ def score_run(
         values = metric.per_clip(target, scores_of)
         per_fold.append(values)
         interval = bootstrap_interval(values)
-        scores.append(_entry(metric.name, metric.value(target, scores_of), fold.name, interval, len(rows)))
+        scores.append(_entry(metric.name, metric(target, scores_of), fold.name, interval, len(rows)))
         item = np.arange(len(rows))
         columns["fold"] += [fold.name] * len(rows)
         columns["split"] += features.split[rows].tolist()

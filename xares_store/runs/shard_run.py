@@ -49,7 +49,7 @@ class Work:
     dtype: str
     commits: Executor
     versions: dict[str, str]
-    part_bytes: int = PART_BYTES
+    part_bytes: int = field(default_factory=lambda: PART_BYTES)
     pending: list[Future[Part]] = field(default_factory=list)
     clips: int = 0
     failures: list[Failure] = field(default_factory=list)
