@@ -66,6 +66,7 @@ def test_neighbour_modules_of_two_encoders_do_not_mix(encoder_file, tmp_path):
     assert all("settings.py" in encoder.record["parts"]["code"] for encoder in loaded)
     assert "settings" not in sys.modules
     assert str(tmp_path / "one") not in sys.path
+    assert not list(tmp_path.rglob("__pycache__"))
 
 
 def test_arguments_are_read_as_toml_like_literals():

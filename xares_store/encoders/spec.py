@@ -242,6 +242,8 @@ def _importable(folder: Path) -> Iterator[Any]:
             if path.is_relative_to(folder) and key.partition(".")[0] != _OWN_PACKAGE:
                 yield path.relative_to(folder).as_posix(), path
 
+    bytecode = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # reading an encoder leaves nothing in its folder
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
@@ -250,6 +252,7 @@ def _importable(folder: Path) -> Iterator[Any]:
             key = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
             sys.modules.pop(key, None)
     finally:
+        sys.dont_write_bytecode = bytecode
         if str(folder) in sys.path:
             sys.path.remove(str(folder))
         sys.modules.update(hidden)
