@@ -258,7 +258,7 @@ def test_a_sample_that_kills_its_worker_is_a_failure(tmp_path: Path, monkeypatch
     assert len(results) == 40
     failures = [result for result in results if isinstance(result, Failure)]
     assert [(failure.key, failure.kind) for failure in failures] == [("3", "worker"), ("4", "worker"), ("30", "worker")]
-    assert "signal 11" in failures[0].reason
+    assert failures[0].reason == "3 decode workers died at this sample (signal 11)."
 
 
 def test_workers_that_cannot_start_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,14 @@ def test_a_flac_cut_short_is_refused(part: float) -> None:
     assert raised.value.kind == "undecodable"
 
 
+def test_a_stream_without_a_length_is_refused() -> None:
+    data = bytearray(encoded(suffix="flac"))
+    data[8 + 13] &= 0xF0  # STREAMINFO begins at byte 8; 36 bits from its byte 13.5 on count the samples
+    data[8 + 14 : 8 + 18] = bytes(4)
+    with pytest.raises(DecodeError, match="does not say how long"):
+        decode(bytes(data))
+
+
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "opus"])
 def test_changed_bytes_give_audio_or_a_decode_error(suffix: str) -> None:
     data = encoded(20_000, 48000, suffix=suffix, channels=2)

@@ -35,7 +35,7 @@ class Decoded:
 class DecodePool:
     """Decodes samples in worker processes; results come in order.
 
-    A worker that dies (a decoder crash, ``kill``) is replaced and its sample tried once more; a sample that ends a second
+    A worker that dies (a decoder crash, ``kill``) is replaced and its sample tried again; a sample that ends a third
     worker becomes a `Failure` of kind ``worker``. Workers ignore Ctrl-C and end with their owner, however it ends.
     A pool belongs to one thread at a time.
 

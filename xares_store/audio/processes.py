@@ -39,8 +39,9 @@ _BOOT = (
 # One thread each: the workers themselves are the parallelism, and thread pools cost start-up time and memory.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _QUEUE = 160  # jobs sent to one worker ahead; not many more fit into a socket's buffer
-_ATTEMPTS = 2
+_ATTEMPTS = 3
 _STARTS = 3
+_KILLED_STARTS = 20  # somebody may end processes without looking whether they have begun
 _STOP_S = 2.0
 _RETRY_S = 0.02
 _NO_ROOM = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS)
@@ -245,7 +246,7 @@ class Processes:
         job.finish(Problem(*json.loads(problem)))
 
     def _replace(self, worker: _Worker) -> None:
-        """Put a new process in the place of one that died; the sample it was at is tried once more."""
+        """Put a new process in the place of one that died; the sample it was at is tried again."""
         self._selector.unregister(worker.sock)
         worker.sock.close()
         self._workers.remove(worker)
@@ -255,7 +256,7 @@ class Processes:
             worker.process.kill()
             code = worker.process.wait()
         self._failed_starts += not worker.ready
-        if self._failed_starts >= _STARTS:
+        if self._failed_starts >= (_STARTS if code >= 0 else _KILLED_STARTS):
             raise XaresError(
                 f"A decode worker ended with code {code} while starting. {self._last_words()}",
                 hint="Check that the interpreter can import numpy, soundfile and soxr, or use --workers 0.",
@@ -267,7 +268,7 @@ class Processes:
             if suspect.attempts >= _ATTEMPTS:
                 how = f"signal {-code}" if code < 0 else f"exit code {code}"
                 left.popleft()
-                suspect.finish(Problem("worker", f"Two decode workers died at this sample ({how})."))
+                suspect.finish(Problem("worker", f"{_ATTEMPTS} decode workers died at this sample ({how})."))
         fresh = self._start()
         # The suspect is first at a fresh worker, so that it is known which sample ends that one.
         while left and self._send(fresh, left[0]):

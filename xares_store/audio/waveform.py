@@ -16,6 +16,7 @@ from xares_store.errors import AudioError, ConfigError
 # A header may promise any number of samples. Beyond this, memory is only reserved for what is really there.
 _TRUSTED_SAMPLES = 1 << 26
 _MAX_SAMPLES = 1 << 31
+_NO_LENGTH = 1 << 62
 _BLOCK_SAMPLES = 1 << 20
 # Formats whose header states the exact length, so that fewer decoded samples mean a file cut short.
 _EXACT_LENGTH = frozenset({"FLAC", "OGG"})
@@ -101,6 +102,8 @@ def decode(data: bytes | bytearray | BinaryIO) -> tuple[Signal, int]:
 def _read_all(file: soundfile.SoundFile) -> Signal:
     """Return all samples ``(samples, channels)`` without trusting the length in the header."""
     promised = int(file.frames)
+    if promised >= _NO_LENGTH:  # libsndfile opens such streams and then cannot move in them
+        raise DecodeError("The header does not say how long the audio is.", kind="undecodable")
     if 0 <= promised * file.channels <= _TRUSTED_SAMPLES:
         found: Signal = file.read(dtype="float32", always_2d=True)
     else:
@@ -112,7 +115,7 @@ def _read_all(file: soundfile.SoundFile) -> Signal:
             if samples > _MAX_SAMPLES:
                 raise DecodeError(f"The audio holds more than {_MAX_SAMPLES:,} samples.", kind="too-long")
         found = np.concatenate(blocks) if blocks else np.empty((0, file.channels), dtype=np.float32)
-    if file.format in _EXACT_LENGTH and len(found) < promised < _MAX_SAMPLES:
+    if file.format in _EXACT_LENGTH and len(found) < promised:
         raise DecodeError(
             f"The audio is cut short: {promised} samples promised, {len(found)} decoded.", kind="undecodable"
         )
