@@ -41,7 +41,9 @@ def chunk_rows(rows: int, dim: int, itemsize: int) -> tuple[int, int]:
     return chunk, chunk * min(per_shard, count)
 
 
-def write_frames(path: Path, clips: Sequence[NDArray[Any]], rows: int, dim: int) -> Codec:
+def write_frames(
+    path: Path, clips: Sequence[NDArray[Any]], rows: int, dim: int, dtype: Literal["float16", "float32"]
+) -> Codec:
     """Write clips end to end as a sharded array ``(rows, dim)``.
 
     Args:
@@ -49,17 +51,18 @@ def write_frames(path: Path, clips: Sequence[NDArray[Any]], rows: int, dim: int)
         clips: ``(n_frames, dim)`` each, all of one dtype.
         rows: sum of their lengths.
         dim: columns.
+        dtype: of the clips, and of the array.
 
     Returns:
         The codec: ``zstd+crc32c`` when a sample of the data shrinks by more than 5 %, else ``crc32c``.
     """
-    dtype = clips[0].dtype if clips else np.dtype("<f2")
-    chunk, shard = chunk_rows(rows, dim, dtype.itemsize)
+    kind: np.dtype[Any] = np.dtype({"float16": "<f2", "float32": "<f4"}[dtype])
+    chunk, shard = chunk_rows(rows, dim, kind.itemsize)
     codec: Codec = "zstd+crc32c" if _gain(clips) > ZSTD_GAIN else "crc32c"
-    array = _create(path, (rows, dim), dtype, chunk, shard, codec)
+    array = _create(path, (rows, dim), kind, chunk, shard, codec)
     clip, inside = 0, 0
     for start in range(0, rows, shard):
-        block = np.empty((min(shard, rows - start), dim), dtype)
+        block = np.empty((min(shard, rows - start), dim), kind)
         filled = 0
         while filled < len(block):
             take = min(len(clips[clip]) - inside, len(block) - filled)

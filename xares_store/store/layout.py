@@ -91,7 +91,7 @@ def safe_segment(name: str) -> str:
 
 def _inside(path: str) -> str:
     pure = PurePosixPath(path)
-    if not path or "\\" in path or "\0" in path or pure.is_absolute() or str(pure) != path or ".." in pure.parts:
+    if not pure.parts or "\\" in path or "\0" in path or pure.is_absolute() or str(pure) != path or ".." in pure.parts:
         raise ValueError(f"unsafe path {path!r}")
     if any(part.startswith(TMP_PREFIX) for part in pure.parts) or re.match(r"^[A-Za-z]:", path):
         raise ValueError(f"unsafe path {path!r}")

@@ -199,7 +199,8 @@ class PartWriter:
         from xares_store.store.arrays import write_frames, write_pooled
 
         buffer, rows = self._frames, self._frames.rows
-        codec = write_frames(folder / "frames", buffer.finish(), rows, self._dim)
+        frames = buffer.finish()
+        codec = write_frames(folder / "frames", frames, rows, self._dim, buffer.dtype)
         write_pooled(folder / "pooled", self._pooled, self._dim)
         table = self._table()
         pq.write_table(table, folder / CLIPS, compression="zstd")
@@ -216,7 +217,7 @@ class PartWriter:
             "first_sample": first_sample,
             "source": {"name": source.name, "sha256": source.sha256, "bytes": source.bytes},
             **self._settings,
-            "dtype": "float32" if buffer.reason != "fits" else "float16",
+            "dtype": buffer.dtype,
             "dtype_reason": buffer.reason,
             "codec": codec,
             "counts": {"samples": n_samples, "clips": len(table), "failures": len(failures), "frames": rows},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,11 @@ class FrameBuffer:
     def stored_bytes(self) -> int:
         """Bytes of the frames as they would be stored now, before any compression."""
         return self.rows * self.dim * (4 if self._half is None else 2)
+
+    @property
+    def dtype(self) -> Literal["float16", "float32"]:
+        """As the frames would be stored now; final after :meth:`finish`."""
+        return "float32" if self._half is None else "float16"
 
     def add(self, clip_id: str, frames: Float32) -> None:
         """Copy one clip's frames, shape ``(n_frames, dim)``.
