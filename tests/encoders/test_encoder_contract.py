@@ -173,6 +173,11 @@ BROKEN = {
 }
 
 
+def test_an_error_deep_inside_a_library_names_the_users_line(encoder_file):
+    with pytest.raises(EncoderError, match=r"(?s)audio of shape \(1, 100\).*enc\.py, line 15"):
+        load_encoder(encoder_file()).encode(torch.zeros(1, 100))
+
+
 @pytest.mark.parametrize(("body", "message"), BROKEN.values(), ids=BROKEN)
 def test_broken_output_is_refused(encoder_file, body, message):
     encoder = load_encoder(encoder_file(GOOD, (RETURN, body)))

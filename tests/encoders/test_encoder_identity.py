@@ -63,6 +63,23 @@ def test_arguments_are_part_of_the_identity_even_when_they_change_no_weight(enco
     assert fingerprint(path, scale="2.0") == fingerprint(path, scale=" 2.00")
 
 
+def test_a_checkpoint_counts_by_content_and_not_by_path(encoder_file, tmp_path):
+    path = encoder_file(GOOD, ("seed: int = 0", "seed: int = 0, checkpoint: str = ''"))
+    for name, text in (("one.pt", "a"), ("two.pt", "a"), ("three.pt", "b")):
+        (tmp_path / name).write_text(text)
+    found = [fingerprint(path, checkpoint=str(tmp_path / name)) for name in ("one.pt", "two.pt", "three.pt", "none.pt")]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+def test_a_word_stays_a_word_when_a_file_has_its_name(encoder_file, tmp_path, monkeypatch):
+    path = encoder_file(GOOD, ("seed: int = 0", "seed: int = 0, size: str = ''"))
+    before = fingerprint(path, size="base")
+    (tmp_path / "base").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    assert fingerprint(path, size="base") == before
+
+
 def test_changed_neighbour_module_is_another_encoder(encoder_file, tmp_path):
     path = encoder_file("import helper\n" + GOOD)
     helper = tmp_path / "helper.py"

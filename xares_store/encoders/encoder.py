@@ -81,7 +81,7 @@ class Encoder:
         parts: dict[str, Any] = {
             "class": built.class_name,
             "code": built.code,
-            "args": built.args,
+            "args": identity.identify_args(built.args),
             "weights": weights,
             "sample_rate_hz": self.sample_rate_hz,
             "dim": self.dim,

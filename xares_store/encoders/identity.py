@@ -112,6 +112,28 @@ def hash_files(main: Path | None, others: Iterable[tuple[str, Path]]) -> dict[st
     return dict(sorted(found.items()))
 
 
+def identify_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the content of files in place of their paths, so that a moved checkpoint is the same checkpoint.
+
+    Args:
+        args: constructor arguments as parsed.
+
+    Returns:
+        The same, where text that is the path of a file (with a separator or a suffix in it) became ``sha256:...``.
+    """
+    return {key: _file_or_value(value) for key, value in sorted(args.items())}
+
+
+def _file_or_value(value: Any) -> Any:
+    # "base" stays "base" even when the working folder happens to hold such a file.
+    if not isinstance(value, str) or not ("/" in value or "\\" in value or Path(value).suffix):
+        return value
+    try:
+        return f"sha256:{sha256_file(value)}" if Path(value).is_file() else value
+    except OSError:
+        return value
+
+
 def display_name(base: str, args: Mapping[str, Any]) -> str:
     """Make the readable part of an encoder's address, safe in file names and SQL.
 

@@ -347,11 +347,11 @@ def _failed(what: str, error: BaseException, path: Path | None, *, where: str | 
         place = f"{error.filename}, line {error.lineno}"
     else:
         frames = traceback.extract_tb(error.__traceback__)
+        here = str(Path(__file__).parent)
+        outside = [f for f in frames if "importlib" not in f.filename and not f.filename.startswith(here)]
+        users = [f for f in outside if not {"site-packages", "dist-packages"} & set(Path(f.filename).parts)]
         own = [f for f in frames if path is not None and f.filename == str(path)]
-        outside = [
-            f for f in frames if "importlib" not in f.filename and not f.filename.startswith(str(Path(__file__).parent))
-        ]
-        nearest = own or outside or list(frames)
+        nearest = own or users or outside or list(frames)
         last = nearest[-1] if nearest else None
         place = f"{last.filename}, line {last.lineno}" if last is not None else str(where)
     hint = "Correct it, then run `xares check` on the encoder."
