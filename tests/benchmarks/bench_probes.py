@@ -185,9 +185,9 @@ def main() -> None:
     if quick:
         bench_knn(10_000, 2_000, 768, repeats=3)
         return
-    bench_mlp(2000, 768, 50, seeds=5, rates=(1e-3,), repeats=3)
-    bench_mlp(2000, 768, 50, seeds=5, rates=(1e-4, 1e-3, 3e-3, 1e-2, 1e-1), repeats=1)
-    bench_mlp(10_000, 768, 1251, seeds=1, rates=(1e-3,), repeats=1, epochs=1, plain=2)
+    bench_mlp(2000, 768, 50, seeds=5, rates=(1e-3,), repeats=3, epochs=3, plain=2)
+    bench_mlp(2000, 768, 50, seeds=5, rates=(1e-4, 1e-3, 3e-3, 1e-2, 1e-1), repeats=1, epochs=3, plain=2)
+    bench_mlp(5000, 768, 1251, seeds=1, rates=(1e-3,), repeats=3, epochs=1, plain=2)
     bench_knn(50_000, 10_000, 768, repeats=3)
 
 

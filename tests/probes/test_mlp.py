@@ -233,6 +233,17 @@ def test_starts_where_torch_starts():
     torch.testing.assert_close(state["fc.bias"], linear.bias.detach())
 
 
+def test_reads_arrays_that_must_not_be_written():
+    features, target = make_data()
+    job = make_jobs(seeds=1)[0]
+    expected = train_mlp(features, target, 5, [job], MlpSettings(epochs=2))
+    recordings = np.arange(len(target))
+    for array in (features, target, recordings, job.train, job.valid, job.test):
+        array.flags.writeable = False
+    found = train_mlp(features, target, 5, [job], MlpSettings(epochs=2), recordings=recordings)
+    assert_same(found[0], expected[0])
+
+
 def test_order_depends_on_seed_and_epoch_alone():
     assert sorted(epoch_order(50, 0, 1)) == list(range(50))
     assert epoch_order(50, 0, 1).tolist() == epoch_order(50, 0, 1).tolist()
@@ -332,6 +343,7 @@ def test_unusable_input():
         (lambda: train_mlp(features, target, 1, [job], MlpSettings()), "2 classes"),
         (lambda: train_mlp(features, target[1:], 5, [job], MlpSettings()), "one class index"),
         (lambda: train_mlp(features.astype(np.float64), target, 5, [job], MlpSettings()), "float32"),
+        (lambda: train_mlp(features, target.astype(np.int32), 5, [job], MlpSettings()), "int64"),
         (lambda: train_mlp(features, target, 5, [replace(job, valid=empty)], MlpSettings()), "none in valid"),
         (lambda: train_mlp(features, target, 5, [replace(job, test=job.test + 999)], MlpSettings()), "0 to 119"),
         (lambda: train_mlp(features, target, 5, [job], MlpSettings(), recordings=target[1:]), "recording id"),

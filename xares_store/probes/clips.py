@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,11 @@ IndexArray = npt.NDArray[np.int64]
 
 # Values in one block of logits or votes: 64 MB.
 _BLOCK_VALUES = 16_000_000
+
+
+def tensor_of(array: npt.NDArray[Any], device: str | torch.device) -> Tensor:
+    """Put an array on a device; torch shares the memory of writable arrays only, others are copied."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Clips:
         result = np.empty((len(rows), self.n_classes), dtype=np.float32)
         step = max(1, _BLOCK_VALUES // max(weight.shape))
         for start in range(0, len(rows), step):
-            part = torch.from_numpy(rows[start : start + step]).to(self.x.device)
+            part = tensor_of(rows[start : start + step], self.x.device)
             logits = torch.addmm(bias, self.x[part], weight.T)
             result[start : start + step] = torch.softmax(logits, dim=-1).cpu().numpy()
         return result
@@ -69,8 +75,8 @@ class Clips:
         device, models = self.x.device, len(weight)
         flat, flat_bias = weight.flatten(0, 1), bias.flatten()
         step = max(1, _BLOCK_VALUES // max(flat.shape))
-        index = torch.from_numpy(rows).to(device)
-        item = None if items is None else torch.from_numpy(items).to(device)
+        index = tensor_of(rows, device)
+        item = None if items is None else tensor_of(items, device)
         n_items = len(rows) if items is None else int(items.max()) + 1
         finite = torch.ones(models, dtype=torch.bool, device=device)
         correct = torch.zeros(models, dtype=torch.int64, device=device)

@@ -207,11 +207,14 @@ def _ranked(
         shared = np.empty(0, dtype=np.int64)
     top = np.take_along_axis(exact, order, axis=1)[:, :k]
     nearest = np.take_along_axis(index, order, axis=1)[:, :k]
-    for row in shared:
-        # More clips than were fetched share the k-th place: look at all of them.
-        everything = np.einsum("d,nd->n", query[row], train, dtype=np.float64)
+    # More clips than were fetched may share the k-th place: look at all of them, once per distinct query, because it is
+    # silence and other repeated audio that gets here.
+    distinct, member = np.unique(query[shared], axis=0, return_inverse=True)
+    for number, one in enumerate(distinct):
+        everything = np.einsum("d,nd->n", one, train, dtype=np.float64)
         best = np.argsort(-everything, kind="stable")[:k]
-        top[row], nearest[row] = everything[best], best
+        rows = shared[member.reshape(-1) == number]
+        top[rows], nearest[rows] = everything[best], best
     return top, nearest
 
 
