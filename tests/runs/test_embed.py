@@ -62,7 +62,8 @@ def test_an_embedding_belongs_to_its_clip_alone(toy: Toy, encoder_file: Path, tm
         write_tar(shard, [member for pair in pairs for member in pair])
     embed(spec, [task], store=tmp_path / "reversed", data=toy.root, workers=1, batch_seconds=5)
     one, many, fewer = (pooled_by_clip(tmp_path / name) for name in ("one", "many", "reversed"))
-    assert one.keys() == many.keys() and len(one) == toy.clips
+    assert one.keys() == many.keys()
+    assert len(one) == toy.clips
     assert 0 < len(fewer) < toy.clips
     for other in (many, fewer):
         for name, vector in other.items():
@@ -120,7 +121,8 @@ def test_changed_audio_is_never_taken_for_the_old(toy: Toy, encoder_file: Path, 
     report = embed(spec, [task], store=store, data=toy.root, workers=0)
     assert not report.ok
     assert [shard for _, shard, _ in report.broken] == ["fold-0/fold0"]
-    assert "changed since" in report.broken[0][2] and str(toy.shards[0]) in report.broken[0][2]
+    assert "changed since" in report.broken[0][2]
+    assert str(toy.shards[0]) in report.broken[0][2]
     assert Store.open(store).clips().num_rows == toy.clips
 
 
@@ -203,7 +205,8 @@ def test_bad_samples_are_named_failures_and_the_others_are_embedded(
         "text": "undecodable", "empty": "empty", "nan": "not-finite", "nojson": "no-json", "badjson": "bad-json",
         "noaudio": "no-audio",
     }  # fmt: skip
-    assert not report.ok and not report.broken
+    assert not report.ok
+    assert not report.broken
     assert report.clips == toy.clips - 9 + 2
     stored = Store.open(tmp_path / "s").sql("select key, kind, shard from failures order by key").to_pylist()
     assert {row["key"]: row["kind"] for row in stored} == kinds
@@ -218,7 +221,8 @@ def test_an_unreadable_shard_is_named_and_the_others_are_embedded(toy: Toy, enco
     toy.shards[1].write_bytes(whole[: len(whole) // 2])
     report = embed(str(encoder_file), [str(toy.task)], store=tmp_path / "s", data=toy.root, workers=2)
     assert [shard for _, shard, _ in report.broken] == ["fold-1/fold1"]
-    assert report.clips == toy.clips - 9 and report.parts == 3
+    assert report.clips == toy.clips - 9
+    assert report.parts == 3
     toy.shards[1].write_bytes(whole)
     assert embed(str(encoder_file), [str(toy.task)], store=tmp_path / "s", data=toy.root, workers=0).ok
     assert Store.open(tmp_path / "s").clips().num_rows == toy.clips

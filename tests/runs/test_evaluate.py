@@ -105,7 +105,7 @@ def test_where_restricts_training_and_test_alike(store: Path) -> None:
     report = evaluate(store, probes=["knn"], where="duration_s < 0.4")
     kept = Store.open(store).sql("select count(*) as n from clips where duration_s < 0.4").to_pylist()[0]["n"]
     assert report.results[0].n_test == kept
-    columns, rows = leaderboard_rows(store)
+    _columns, rows = leaderboard_rows(store)
     assert rows == [], "the leaderboard shows full data only"
     with pytest.raises(XaresError, match="duration"):
         evaluate(store, probes=["knn"], where="durations < 3")
@@ -217,7 +217,8 @@ def test_a_new_task_over_the_same_audio_costs_no_embed(store: Path, toy: Toy, tm
     path = tmp_path / "steady.toml"
     path.write_text(text)
     report = evaluate(store, tasks=[str(path)], probes=["knn"])
-    assert report.results[0].task == "steady" and report.results[0].n_test == toy.clips
+    assert report.results[0].task == "steady"
+    assert report.results[0].n_test == toy.clips
 
 
 def test_crops_of_a_recording_vote_under_strict_and_stand_alone_under_published(

@@ -63,7 +63,8 @@ def test_embed_killed_at_random_moments_ends_byte_for_byte_as_uninterrupted(
     encoder.write_text(SLOW)
     began = time.perf_counter()
     process = start(EMBED, encoder, toy.task, tmp_path / "whole", toy.root)
-    assert process.stdout is not None and process.stdout.readline() == "go\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == "go\n"
     began = time.perf_counter()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -77,7 +78,8 @@ def test_embed_killed_at_random_moments_ends_byte_for_byte_as_uninterrupted(
         store = tmp_path / f"killed-{round_}"
         while True:
             process = start(EMBED, encoder, toy.task, store, toy.root)
-            assert process.stdout is not None and process.stdout.readline() == "go\n"
+            assert process.stdout is not None
+            assert process.stdout.readline() == "go\n"
             finish = kills >= KILLS  # the last round is left to end
             if not finish:
                 time.sleep(rng.uniform(0, span * 0.8))
@@ -150,7 +152,8 @@ def test_an_evaluation_killed_while_it_works_leaves_whole_runs_or_none(
     rng = random.Random(3)
     for _ in range(4):
         process = start(script, tmp_path / "s", 0, 0.01)
-        assert process.stdout is not None and process.stdout.readline() == "go\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "go\n"
         time.sleep(rng.uniform(0.5, 3))
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
@@ -175,7 +178,9 @@ def test_ctrl_c_says_what_is_committed_and_how_to_go_on(make_toy: Callable[..., 
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "Interrupted" in errors and "same command again" in errors and "Traceback" not in errors
+    assert "Interrupted" in errors
+    assert "same command again" in errors
+    assert "Traceback" not in errors
     done = Store.open(tmp_path / "s").clips().num_rows
     assert 0 < done < toy.clips
     again = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from xares_store.cli.common import INTERRUPTED, console, data_option, device_option, emit, store_option
-from xares_store.errors import ConfigError
 
 SHOWN_FAILURES = 10
 
@@ -38,7 +38,7 @@ def embed(
     device: str,
     workers: int | None,
     batch_seconds: float | None,
-    dtype: str,
+    dtype: Literal["float16", "float32"],
     dry_run: bool,
 ) -> int:
     """Run an encoder once over tasks' audio and store its embeddings.
@@ -46,10 +46,11 @@ def embed(
     Only what is missing is done: after an interruption the same command goes on where it stopped. Exit code 1 when a
     sample or a shard could not be embedded; what failed is listed, recorded, and loses nothing else.
     """
+    from xares_store.encoders.spec import split_args
     from xares_store.runs import embed as phase_one
     from xares_store.runs.estimate import COLUMNS, estimate
 
-    args = parse_encoder_args(encoder_args)
+    args = split_args(encoder_args)
     if dry_run:
         rows = estimate(encoder, tasks, store=store, data=data, device=device, encoder_args=args, dtype=dtype)
         emit(COLUMNS, rows, title=f"{encoder}: to embed into {store}")
@@ -78,19 +79,6 @@ def embed(
     return 0 if report.ok else 1
 
 
-def parse_encoder_args(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Split ``KEY=VALUE`` options."""
-    args: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.isidentifier():
-            raise ConfigError(
-                f'Expected KEY=VALUE, found "{pair}".', where="--encoder-arg", hint="For example layer=6."
-            )
-        args[key] = value
-    return args
-
-
 def _print_report(report: object, store: Path) -> None:
     from xares_store.runs.embed import EmbedReport
 
@@ -115,7 +103,8 @@ def _print_report(report: object, store: Path) -> None:
         )
     if report.failures:
         console.print(
-            f'{len(report.failures)} samples failed and are recorded: xares sql "select * from failures" --store {store}',
+            f"{len(report.failures)} samples failed and are recorded; to list them: "
+            f'xares sql --store {store} "from failures"',
             markup=False,
             highlight=False,
         )

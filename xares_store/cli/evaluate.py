@@ -101,11 +101,11 @@ def _rows(report: EvaluateReport) -> list[tuple[object, ...]]:
         key = (result.encoder, result.task, result.probe, result.protocol, result.metric)
         grouped.setdefault(key, []).append(result)
     rows: list[tuple[object, ...]] = []
-    for key, results in grouped.items():
+    for names, results in grouped.items():
         values = [result.value for result in results]
         rows.append(
             (
-                *key,
+                *names,
                 float(np.mean(values)),
                 float(np.mean([result.low for result in results])),
                 float(np.mean([result.high for result in results])),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -99,18 +99,33 @@ def compare(
     groups: dict[tuple[str, ...], list[int]] = {}
     for index in (row for row, kept in enumerate(keep) if kept):
         groups.setdefault(tuple(table[name][index] for name in _KEY), []).append(index)
-    rows = []
-    for key, members in groups.items():
+    rows: list[Comparison] = []
+    for (task, probe, protocol, settings, restriction), members in groups.items():
         value_a, value_b = (np.asarray([table[name][i] for i in members], dtype=np.float64) for name in ("a", "b"))
         fold = np.asarray([table["fold"][i] for i in members])
         places = [np.flatnonzero(fold == name) for name in dict.fromkeys(fold)]
         mean_a, mean_b = (float(np.mean([value[place].mean() for place in places])) for value in (value_a, value_b))
         interval = bootstrap_interval(value_a - value_b, strata=fold)
         test = paired_permutation_test(value_a, value_b, strata=fold)
-        difference = mean_a - mean_b
-        rows.append((*key, len(members), mean_a, mean_b, difference, interval.low, interval.high, test.p_value))
-    corrected = holm([row[-1] for row in rows])
-    return [Comparison(*row, p_holm=float(value)) for row, value in zip(rows, corrected, strict=True)]
+        rows.append(
+            Comparison(
+                task=task,
+                probe=probe,
+                protocol=protocol,
+                settings=settings,
+                where=restriction,
+                n=len(members),
+                a=mean_a,
+                b=mean_b,
+                difference=mean_a - mean_b,
+                low=interval.low,
+                high=interval.high,
+                p=test.p_value,
+                p_holm=test.p_value,
+            )
+        )
+    corrected = holm([row.p for row in rows])
+    return [replace(row, p_holm=float(value)) for row, value in zip(rows, corrected, strict=True)]
 
 
 def _one(store: Store, name: str) -> str:

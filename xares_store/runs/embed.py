@@ -10,14 +10,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from xares_store.audio.decode import DecodePool
 from xares_store.audio.shards import Shard, iter_samples
 from xares_store.audio.waveform import CropRule
 from xares_store.clip import Failure
-from xares_store.encoders.verify import verify_quick
 from xares_store.encoders.encoder import Encoder, load_encoder
+from xares_store.encoders.verify import verify_quick
 from xares_store.errors import ConfigError, XaresError
 from xares_store.runs.budget import measure_budget
 from xares_store.runs.device import resolve_device, set_threads, usable_cores, versions
@@ -31,6 +31,7 @@ from xares_store.store.store import Store
 from xares_store.task import Task
 
 FRESH = ShardState(done=False, sequence=0, first_sample=0, sha256=None, dtype=frozenset())
+Dtype: TypeAlias = Literal["float16", "float32"]
 DTYPES = ("float16", "float32")
 MIN_WINDOW_S = 60.0
 MAX_WINDOW_S = 2400.0
@@ -89,7 +90,7 @@ def embed(
     device: str = "auto",
     workers: int | None = None,
     batch_seconds: float | None = None,
-    dtype: str = "float16",
+    dtype: Dtype = "float16",
     encoder_args: Mapping[str, str] | None = None,
     quiet: bool = True,
 ) -> EmbedReport:
@@ -125,15 +126,17 @@ def embed(
     chosen_device = resolve_device(device)
     set_threads()
     target = Store.open(store, create=True)
-    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, args=encoder_args, device=chosen_device)
-    verify_quick(loaded)
-    target.put_encoder(loaded.address, loaded.record)
-    report = EmbedReport(loaded.address, skipped_tasks=left_out)
-    count = usable_cores() if workers is None else workers
     total = sum(shard.path.stat().st_size for _, shards in selected for shard in shards)
-    with Meter("embedding", total=total, quiet=quiet) as meter, DecodePool(count) as pool:
-        for task, shards in selected:
-            _embed_task(target, loaded, task, shards, pool, meter, report, batch_seconds, dtype)
+    with DecodePool(usable_cores() if workers is None else workers) as pool:  # starts up while the encoder loads
+        loaded = encoder
+        if not isinstance(loaded, Encoder):
+            loaded = load_encoder(loaded, args=encoder_args, device=chosen_device)
+        verify_quick(loaded)
+        target.put_encoder(loaded.address, loaded.record)
+        report = EmbedReport(loaded.address, skipped_tasks=left_out)
+        with Meter("embedding", total=total, quiet=quiet) as meter:
+            for task, shards in selected:
+                _embed_task(target, loaded, task, shards, pool, meter, report, batch_seconds, dtype)
         report.decode_cpu_s = pool.cpu_seconds
     report.seconds = time.perf_counter() - began
     return report
@@ -157,7 +160,7 @@ def _embed_task(
     meter: Meter,
     report: EmbedReport,
     batch_seconds: float | None,
-    dtype: str,
+    dtype: Dtype,
 ) -> None:
     address = task.audio_address
     store.put_task(task.address, task.to_toml())
@@ -286,7 +289,9 @@ def _typical_clip_s(shard: Shard, crop: CropRule) -> float:
     lengths: list[float] = []
     try:
         with DecodePool(0) as pool:
-            for content in pool.map(islice(iter_samples(shard.path), 8), shard=shard.name, rate_hz=16000, crop=crop):
+            for content in pool.map(
+                islice(iter_samples(shard.path, shard=shard.name), 8), shard=shard.name, rate_hz=16000, crop=crop
+            ):
                 if not isinstance(content, Failure):
                     lengths += [item.clip.duration_s for item in content]
     except XaresError:

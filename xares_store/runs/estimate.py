@@ -70,7 +70,7 @@ def estimate(
 def _durations(shard: Shard, task: Task) -> list[float | None]:
     """Return the length of every clip of a shard in seconds, None for a sample without readable audio."""
     found: list[float | None] = []
-    for sample in iter_samples(shard.path):
+    for sample in iter_samples(shard.path, shard=shard.name):
         if not isinstance(sample, Sample):
             found.append(None)
             continue
@@ -80,7 +80,7 @@ def _durations(shard: Shard, task: Task) -> list[float | None]:
         except (soundfile.SoundFileError, XaresError):
             found.append(None)
             continue
-        rate = info.samplerate
-        rule = {"crop_s": task.audio.crop_s, "tail": task.audio.tail, "min_tail_s": task.audio.min_tail_s}
-        found += [(stop - start) / rate for start, stop in crop_bounds(info.frames, rate, **rule)]
+        rate, rule = info.samplerate, task.audio
+        bounds = crop_bounds(info.frames, rate, crop_s=rule.crop_s, tail=rule.tail, min_tail_s=rule.min_tail_s)
+        found += [(stop - start) / rate for start, stop in bounds]
     return found

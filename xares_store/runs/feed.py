@@ -13,7 +13,7 @@ from xares_store.audio.decode import Decoded, DecodePool
 from xares_store.audio.shards import Shard, iter_samples
 from xares_store.audio.waveform import CropRule
 from xares_store.clip import Failure
-from xares_store.errors import ClashError, XaresError
+from xares_store.errors import ClashError, ShardError, XaresError
 from xares_store.fingerprint import sha256_file
 from xares_store.runs.state import ShardState
 
@@ -56,6 +56,7 @@ class Broken:
     error: XaresError
 
 
+Clips: TypeAlias = Iterator[list[Decoded] | Failure]
 Event: TypeAlias = Started | Item | Ended | Reused | Broken
 
 
@@ -128,14 +129,21 @@ class Feed:
 
     def _run(self) -> None:
         try:
+            # One shard ahead: its first clips are being decoded while the last ones of the current shard are taken.
+            ahead: deque[tuple[Started | Reused | Broken, Clips | None]] = deque()
             for shard, state in self._work:
-                if not self._feed_shard(shard, state):
+                ahead.append(self._prepare(shard, state))
+                if len(ahead) > 1 and not self._hand_over(*ahead.popleft()):
+                    return
+            while ahead:
+                if not self._hand_over(*ahead.popleft()):
                     return
             self._put(None)
         except BaseException as error:  # handed to the consumer, which raises it
             self._put(error)
 
-    def _feed_shard(self, shard: Shard, state: ShardState) -> bool:
+    def _prepare(self, shard: Shard, state: ShardState) -> tuple[Started | Reused | Broken, Clips | None]:
+        """Check a shard's identity and begin to decode it."""
         try:
             digest = sha256_file(shard.path)
             if state.sha256 is not None and digest != state.sha256:
@@ -145,19 +153,30 @@ class Feed:
                     hint="Restore the old shard, or remove its embeddings with `xares store rm` and embed again.",
                 )
             if state.done:
-                return self._put(Reused(shard))
-            if not self._put(Started(shard, state, digest)):
-                return False
-            samples = islice(iter_samples(shard.path), state.first_sample, None)
-            for content in self._pool.map(samples, shard=shard.name, rate_hz=self._rate_hz, crop=self._crop):
+                return Reused(shard), None
+            samples = islice(iter_samples(shard.path, shard=shard.name), state.first_sample, None)
+            stream = self._pool.map(samples, shard=shard.name, rate_hz=self._rate_hz, crop=self._crop)
+            return Started(shard, state, digest), stream
+        except (XaresError, OSError) as error:
+            return Broken(shard, _as_shard_error(error, shard)), None
+
+    def _hand_over(self, event: Started | Reused | Broken, stream: Clips | None) -> bool:
+        """Pass a prepared shard on, sample by sample; return whether to go on."""
+        if not self._put(event):
+            return False
+        if stream is None:
+            return True
+        try:
+            for content in stream:
                 size = 0 if isinstance(content, Failure) else sum(clip.audio.nbytes for clip in content)
                 if not self._put(Item(content), size):
                     return False
-            return self._put(Ended(shard))
-        except XaresError as error:
-            return self._put(Broken(shard, error))
-        except OSError as error:
-            wrapped = XaresError(
-                f"The shard cannot be read: {error.strerror or error}.", where=shard.path, hint="Check the file."
-            )
-            return self._put(Broken(shard, wrapped))
+        except (XaresError, OSError) as error:
+            return self._put(Broken(event.shard, _as_shard_error(error, event.shard)))
+        return self._put(Ended(event.shard))
+
+
+def _as_shard_error(error: XaresError | OSError, shard: Shard) -> XaresError:
+    if isinstance(error, XaresError):
+        return error
+    return ShardError(f"The shard cannot be read: {error.strerror or error}.", where=shard.path, hint="Check the file.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class Work:
     audio_address: str
     budget_s: float
     window_s: float
-    dtype: str
+    dtype: Literal["float16", "float32"]
     commits: Executor
     versions: dict[str, str]
     part_bytes: int = field(default_factory=lambda: PART_BYTES)
