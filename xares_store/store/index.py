@@ -160,16 +160,23 @@ def _build(root: Path, old: Path | None, path: Path) -> None:
     import duckdb
 
     stamps = _stamps(root)
-    known: Stamps | None = None
     if old is not None and old.exists():
         shutil.copyfile(old, path)  # nobody writes to it in place: writers rename, like this one
         try:
             with _open(path) as connection:
                 known = _known(connection)
-        except QueryError:
-            known = None
-        if known is None:
-            path.unlink()
+            if known is not None:
+                _write(root, path, known, stamps)
+                return
+        except (QueryError, duckdb.Error):
+            pass  # unreadable or damaged: it holds nothing that cannot be read again
+        path.unlink()
+    _write(root, path, None, stamps)
+
+
+def _write(root: Path, path: Path, known: Stamps | None, stamps: Stamps) -> None:
+    import duckdb
+
     config: dict[str, str | bool | int | float | list[str]] = {"storage_compatibility_version": _STORAGE}
     with duckdb.connect(str(path), config=config) as connection:
         connection.execute("BEGIN")

@@ -16,6 +16,7 @@ from xares_store.errors import QueryError
 if TYPE_CHECKING:
     import duckdb
 
+VIEWS = ("clips", "embeddings", "failures", "leaderboard", "predictions", "runs", "scores")
 Params = Sequence[object] | Mapping[str, object] | None
 
 # No files, no network, no extensions, no Python variables as tables, and no way to switch any of it back on.
@@ -72,12 +73,18 @@ def run_query(root: Path, query: str, params: Params = None) -> pa.Table:
             with connect(root, rebuild=last) as connection:
                 try:
                     return _fetch(connection, query, params)
-                except (duckdb.InternalException, duckdb.IOException, duckdb.FatalException) as error:
-                    if last:  # a damaged index has been built anew by now
-                        raise query_error(error, query, connection) from error
                 except duckdb.Error as error:
-                    raise query_error(error, query, connection) from error
+                    if last or not _index_is_broken(error):  # else it is built anew, once
+                        raise query_error(error, query) from error
     raise AssertionError("unreachable")
+
+
+def _index_is_broken(error: Exception) -> bool:
+    """Tell errors of the file from errors of the query; damaged blocks come as a bare Error."""
+    import duckdb
+
+    kinds = (duckdb.InternalException, duckdb.IOException, duckdb.FatalException, duckdb.SerializationException)
+    return isinstance(error, kinds) or type(error) is duckdb.Error
 
 
 def _fetch(connection: duckdb.DuckDBPyConnection, query: str, params: Params) -> pa.Table:
@@ -98,11 +105,10 @@ def _plain_field(field: pa.Field) -> pa.Field:
     return field
 
 
-def query_error(error: Exception, query: str, known: duckdb.DuckDBPyConnection | Sequence[str]) -> QueryError:
+def query_error(error: Exception, query: str, columns: Sequence[str] | None = None) -> QueryError:
     """Turn DuckDB's error into one that also lists the names that exist."""
-    if isinstance(known, Sequence):
-        hint = "Columns: " + ", ".join(known) + "."
+    if columns is not None:
+        hint = "Columns: " + ", ".join(columns) + "."
     else:
-        rows = known.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY 1").fetchall()
-        hint = "Views: " + ", ".join(name for (name,) in rows) + '. `xares sql "describe clips"` lists columns.'
+        hint = "Views: " + ", ".join(VIEWS) + '. `xares sql "describe clips"` lists columns.'
     return QueryError(str(error).strip(), where=query, hint=hint)

@@ -45,7 +45,8 @@ def one_of(store: Store, encoder: str, task: str, split: str | None = None) -> l
     """
     parts = store.parts(encoder, task, split)
     if not parts:
-        known = sorted({part.address.encoder for part in store.parts()} | {part.address.task for part in store.parts()})
+        addresses = {name for part in store.parts() for name in (part.address.encoder, part.address.task)}
+        known = sorted(addresses | {name.rpartition("@")[0] for name in addresses})
         wanted = encoder if not any(True for _ in named(store.path / EMBEDDINGS, encoder)) else task
         raise StoreError(
             f"There are no embeddings of encoder {encoder} for task {task}" + (f", split {split}." if split else "."),
