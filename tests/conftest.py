@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.toy import encoder_file, make_toy, toy
+
+__all__ = ["encoder_file", "esc10_dir", "make_toy", "toy"]
+
 
 @pytest.fixture(scope="session")
 def esc10_dir() -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runs.conftest import ENCODER, Toy, tone, wav, write_tar
+from tests.toy import ENCODER, Toy, tone, wav, write_tar
 from xares_store.errors import ConfigError, EncoderError, ShardError
 from xares_store.runs.embed import embed
 from xares_store.runs.estimate import COLUMNS, estimate

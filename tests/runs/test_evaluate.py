@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runs.conftest import Toy, write_tar
+from tests.toy import Toy, write_tar
 from xares_store.errors import ConfigError, CorruptError, LabelError, StoreError, TaskError, XaresError
 from xares_store.runs.compare import compare
 from xares_store.runs.embed import embed

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.conftest import ENCODER, Toy
+from tests.toy import ENCODER, Toy
 from xares_store.runs.embed import embed
 from xares_store.runs.evaluate import evaluate
 from xares_store.store.store import Store

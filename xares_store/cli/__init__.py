@@ -24,11 +24,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("xares_store.cli.evaluate:evaluate", "Train and score probes on stored embeddings."),
     "leaderboard": ("xares_store.cli.results:leaderboard", "Show the scores in a store, best first."),
     "compare": ("xares_store.cli.results:compare", "Test whether two encoders differ, task by task."),
-    "sql": ("xares_store.cli.sql:sql", "Query clips, scores and predictions with SQL."),
+    "sql": ("xares_store.cli.sql:sql", "Run a SQL QUERY over the store's views."),
     "check": ("xares_store.cli.check:check", "Check that an encoder keeps the contract."),
-    "tasks": ("xares_store.cli.tasks:tasks", "List, show and validate task files."),
+    "tasks": ("xares_store.cli.tasks:tasks", "List, show and check tasks."),
     "store": ("xares_store.cli.store:store_group", "Look into a store, verify it, remove parts of it."),
-    "demo-data": ("xares_store.cli.tasks:demo_data", "Generate a small labelled audio set."),
+    "demo-data": ("xares_store.cli.tasks:demo_data", "Write a small labelled set of synthetic sounds and its task file into FOLDER."),
 }
 
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from xares_store.device import resolve_device
 from xares_store.encoders import identity, verify
 from xares_store.encoders.spec import Built, build, failed, parse_args
 from xares_store.errors import EncoderError
@@ -324,25 +325,6 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "out of memory" in text or "not enough memory" in text or "can't allocate" in text
     )
-
-
-def resolve_device(device: str) -> str:
-    """Turn ``auto`` into the accelerator of this machine, or ``cpu``; refuse a device that is not there."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise EncoderError(f'"{device}" is not a device.', hint="Write cpu, cuda, cuda:1, mps or auto.") from error
-    there: dict[str, Callable[[], bool]] = {
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-    }
-    if kind in there and not there[kind]():
-        raise EncoderError(f'This machine has no "{kind}" device that torch can use.', hint="Try --device auto.")
-    return device
 
 
 def load_encoder(

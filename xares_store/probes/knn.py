@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
@@ -10,6 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from xares_store.device import usable_cores
 from xares_store.errors import ProbeError
 
 FloatArray = npt.NDArray[np.float32]
@@ -179,11 +179,6 @@ def _searching(threads: int | None) -> Iterator[Any]:
         yield lambda query, train, count: faiss.knn(query, train, count, metric=faiss.METRIC_INNER_PRODUCT)
     finally:
         faiss.omp_set_num_threads(before)
-
-
-def usable_cores() -> int:
-    """Return the number of cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ranked(

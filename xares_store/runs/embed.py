@@ -16,14 +16,15 @@ from xares_store.audio.decode import DecodePool
 from xares_store.audio.shards import Shard, iter_samples
 from xares_store.audio.waveform import CropRule
 from xares_store.clip import Failure
+from xares_store.device import resolve_device, set_threads, usable_cores
 from xares_store.encoders.encoder import Encoder, load_encoder
 from xares_store.encoders.verify import verify_quick
 from xares_store.errors import ConfigError, XaresError
 from xares_store.runs.budget import measure_budget
-from xares_store.runs.device import resolve_device, set_threads, usable_cores, versions
 from xares_store.runs.feed import Ended, Feed, Item, Reused, Started
 from xares_store.runs.plan import select_tasks
 from xares_store.runs.progress import Meter
+from xares_store.runs.provenance import versions
 from xares_store.runs.shard_run import ShardRun, Work
 from xares_store.runs.state import ShardState, batch_plan_path, expect_shards, read_json, states_of
 from xares_store.store.layout import atomic_write

@@ -10,9 +10,9 @@ import soundfile
 
 from xares_store.audio.shards import Sample, Shard, iter_samples
 from xares_store.audio.waveform import crop_bounds
+from xares_store.device import resolve_device
 from xares_store.encoders.encoder import load_encoder
 from xares_store.errors import XaresError
-from xares_store.runs.device import resolve_device
 from xares_store.runs.plan import select_tasks
 from xares_store.runs.state import states_of
 from xares_store.store.store import Store

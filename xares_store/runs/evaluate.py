@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from xares_store.catalog import load_task
+from xares_store.device import resolve_device, set_threads
 from xares_store.errors import ConfigError, ProbeError, TaskNotFoundError, XaresError, did_you_mean
 from xares_store.fingerprint import fingerprint
 from xares_store.metrics.registry import metric_for
-from xares_store.probes.knn import knn_predict
+from xares_store.probes.knn import knn_predict, neighbours
 from xares_store.probes.probe import PROBES
 from xares_store.protocol import PROTOCOLS, Fold
-from xares_store.runs.device import describe_device, resolve_device, set_threads, versions
 from xares_store.runs.features import Features, choose_encoders, load_features, parts_digest, task_named
 from xares_store.runs.progress import Meter
+from xares_store.runs.provenance import describe_device, versions
 from xares_store.runs.score import Scored, score_run
 from xares_store.store.layout import RunManifest
 from xares_store.store.store import Store
@@ -349,7 +350,12 @@ def _outcomes(
             knn_predict(features.values, features.target, len(task.labels), fold.knn_train, fold.test, **settings)
             for fold in features.folds
         ]
-        return {None: score(probabilities)}, describe_device("cpu")
+        details = {
+            "folds": [
+                {"fold": f.name, "neighbours": neighbours(len(f.knn_train), settings["k"])} for f in features.folds
+            ]
+        }
+        return {None: score(probabilities, details=details)}, describe_device("cpu")
     return _train(task, request, settings, [seed for seed in seeds if seed is not None], features, vote, score)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from xares_store.metrics import aggregate
 from xares_store.metrics.registry import Metric
 from xares_store.metrics.statistics import Interval, bootstrap_interval
 from xares_store.runs.features import Features
@@ -58,7 +59,10 @@ def score_run(
     per_fold: list[np.ndarray] = []
     scores: list[dict[str, Any]] = []
     for fold, raw in zip(features.folds, probabilities, strict=True):
-        rows, scores_of = _vote(features.recording, fold.test, raw) if vote else (fold.test, raw)
+        rows, scores_of = fold.test, raw
+        if vote:
+            first, scores_of = aggregate.vote(raw, features.recording[fold.test])
+            rows = fold.test[first]
         target = features.target[rows]
         prediction = scores_of.argmax(axis=1)
         values = metric.per_clip(target, scores_of)
@@ -99,11 +103,3 @@ _COLUMNS: dict[str, pa.DataType] = {
 
 def _entry(metric: str, value: float, fold: str | None, interval: Interval, n: int) -> dict[str, Any]:
     return {"metric": metric, "value": value, "fold": fold, "low": interval.low, "high": interval.high, "n": n}
-
-
-def _vote(recording: np.ndarray, test: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Average the probabilities of the crops of each recording; return a row of each recording and the averages."""
-    _, first, member, count = np.unique(recording[test], return_index=True, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(first), probabilities.shape[1]), dtype=np.float64)
-    np.add.at(sums, member, probabilities)
-    return test[first], sums / count[:, None]

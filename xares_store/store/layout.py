@@ -341,7 +341,7 @@ def load_manifest(path: Path, model: type[M]) -> M:
 def _refuse_newer(data: bytes, path: Path) -> None:
     try:
         record = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     if isinstance(record, dict):
         refuse_newer(record, path)

@@ -74,7 +74,7 @@ def read_meta(folder: Path) -> ArrayMeta:
     data = read_small(path, limit=1 << 20)
     try:
         return _parse_meta(json.loads(data))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         raise CorruptError(
             f"Expected a two-dimensional Zarr v3 array, found something else ({error}).", where=path
         ) from error

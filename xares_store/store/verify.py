@@ -14,7 +14,7 @@ import numpy as np
 
 from xares_store.errors import StoreError
 from xares_store.fingerprint import sha256_file
-from xares_store.store.files import TMP_PREFIX, read_small, unseal
+from xares_store.store.files import TMP_PREFIX, damage, read_small, unseal
 from xares_store.store.layout import (
     EMBEDDINGS,
     ENCODERS,
@@ -94,7 +94,7 @@ def _part_places(root: Path, problems: list[Problem]) -> Iterator[Path]:
             for path in files(task, ".json"):
                 try:
                     json.loads(read_small(path))
-                except (ValueError, StoreError):
+                except (ValueError, RecursionError, StoreError):
                     problems.append(Problem(_relative(root, path), "Expected JSON, found something else."))
             for split in folders(task):
                 yield from folders(split)
@@ -147,16 +147,11 @@ def _check_files(
 ) -> Iterator[Problem]:
     for name, entry in entries.items():
         path = folder / name
-        try:
-            size = path.stat().st_size
-            if size != entry.bytes:
-                yield Problem(_relative(root, path), f"Expected {entry.bytes:,} bytes, found {size:,}.")
-            elif deep and sha256_file(path) != entry.sha256:
-                yield Problem(_relative(root, path), "The bytes do not match their checksum.")
-        except FileNotFoundError:
-            yield Problem(_relative(root, path), "The file is missing.")
-        except OSError as error:
-            yield Problem(_relative(root, path), f"The file cannot be read ({error.strerror or error}).")
+        what = damage(path, size=entry.bytes, crc32c=entry.crc32c, deep=deep)
+        if what is None and deep and sha256_file(path) != entry.sha256:
+            what = "The bytes do not match their SHA-256."
+        if what:
+            yield Problem(_relative(root, path), what)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.is_dir() and name not in entries and name != manifest and not path.name.startswith(TMP_PREFIX):
