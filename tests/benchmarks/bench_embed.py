@@ -17,8 +17,8 @@ from xares_store.audio.decode import DecodePool
 from xares_store.audio.shards import Shard, iter_samples
 from xares_store.audio.waveform import CropRule
 from xares_store.clip import Failure
+from xares_store.device import set_threads, usable_cores
 from xares_store.encoders.encoder import Encoder, load_encoder
-from xares_store.runs.device import set_threads, usable_cores
 from xares_store.runs.embed import embed
 from xares_store.runs.plan import select_tasks
 from xares_store.store.store import Store

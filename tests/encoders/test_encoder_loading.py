@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.encoders.conftest import GOOD, MASKED
-from xares_store.encoders.encoder import load_encoder, resolve_device
+from xares_store.device import resolve_device
+from xares_store.encoders.encoder import load_encoder
 from xares_store.encoders.spec import parse_args, split_args
 from xares_store.errors import ConfigError, EncoderError
 
@@ -179,10 +180,10 @@ def test_relative_import_hints_at_package_spec(encoder_file):
 
 def test_unknown_devices_are_refused():
     assert resolve_device("cpu") == "cpu"
-    with pytest.raises(EncoderError, match="not a device"):
+    with pytest.raises(ConfigError, match="not on this machine"):
         resolve_device("gpu9")
     if not torch.cuda.is_available():
-        with pytest.raises(EncoderError, match='no "cuda"'):
+        with pytest.raises(ConfigError, match="cuda:0"):
             resolve_device("cuda:0")
 
 
