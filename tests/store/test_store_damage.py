@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
 import shutil
 from pathlib import Path
@@ -156,3 +158,21 @@ def test_a_clip_row_that_lies_is_found(store: Store, tmp_path: Path) -> None:
     with mock.patch.object(PartWriter, "_table", wrong):
         put_part(store)
     assert ["do not add up" in problem.what for problem in store.verify()] == [True]
+
+
+@pytest.mark.parametrize("name", ["part.json", "clips.parquet", "pooled/c/0/0"])
+def test_a_pipe_instead_of_a_file_does_not_hang(store: Store, name: str) -> None:
+    path = put_part(store).path / name
+    path.unlink()
+    os.mkfifo(path)
+    assert [Path(name) for name in _names(store)] == [path.relative_to(store.path)]
+    with pytest.raises(CorruptError):
+        Store.open(store.path).pooled(ENCODER, TASK)
+
+
+def test_a_sealed_monster_is_refused(store: Store) -> None:
+    path = put_part(store).path / "part.json"
+    deep = b'{\n "a": ' + b"[" * 200_000 + b"]" * 200_000
+    path.write_bytes(deep + b',\n "checksum": "' + hashlib.sha256(deep).hexdigest().encode() + b'"\n}\n')
+    with pytest.raises(CorruptError):
+        Store.open(store.path).parts()

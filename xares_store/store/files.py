@@ -175,10 +175,11 @@ def unseal(data: bytes, *, where: object) -> dict[str, Any]:
     match = _SEAL.search(data[-_SEAL_BYTES:])
     if match is None or hashlib.sha256(data[:-_SEAL_BYTES]).hexdigest().encode() != match.group(1):
         raise CorruptError("The file does not match its own checksum: it is damaged or was edited.", where=where)
-    record = json.loads(data)
-    if not isinstance(
-        record, dict
-    ):  # a list cannot end in the seal, but the type checker and a stranger's file want to know
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError) as error:  # a seal can be put on anything
+        raise CorruptError(f"Expected JSON, found something else ({error}).", where=where) from error
+    if not isinstance(record, dict):
         raise CorruptError("Expected a JSON object.", where=where)
     record.pop("checksum")
     return record
