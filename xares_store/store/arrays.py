@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 Codec = Literal["crc32c", "zstd+crc32c"]
@@ -103,6 +102,8 @@ def _create(
 
 def _gain(clips: Sequence[NDArray[Any]]) -> float:
     """How much zstd shrinks a sample: up to 4 MiB taken from clips spread over the part."""
+    from numcodecs.zstd import Zstd  # what zarr compresses with
+
     sample, size = [], 0
     for clip in clips[:: max(1, len(clips) // 16)]:
         data = clip[: max(1, _SAMPLE_BYTES // 16 // max(1, clip.shape[1] * clip.itemsize))].tobytes()
@@ -110,4 +111,4 @@ def _gain(clips: Sequence[NDArray[Any]]) -> float:
         size += len(data)
     if not size:
         return 1.0
-    return size / len(pa.Codec("zstd", compression_level=ZSTD_LEVEL).compress(b"".join(sample), asbytes=True))
+    return size / len(Zstd(level=ZSTD_LEVEL).encode(b"".join(sample)))

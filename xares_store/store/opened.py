@@ -88,9 +88,11 @@ class Part:
             raise CorruptError("The clip rows do not match their checksum.", where=path)
         try:
             # ParquetFile, not read_table: that would import the dataset machinery, slower than the reading itself.
-            table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).cast(CLIP_SCHEMA)
+            table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise CorruptError(f"The clip rows cannot be read ({error}).", where=path) from error
+        if table.schema != CLIP_SCHEMA:
+            raise CorruptError(f"Expected the columns {CLIP_SCHEMA.names}, found {table.schema.names}.", where=path)
         if len(table) != self.manifest.counts.clips:
             raise CorruptError(f"Expected {self.manifest.counts.clips} clip rows, found {len(table)}.", where=path)
         return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,14 +71,19 @@ def clip_rows(part: Part) -> pa.Table:
     """Return a part's clip rows with its address in front: the columns of the view ``clips``."""
     table = part.clips()
     address, count = part.address, len(table)
-    front: Sequence[tuple[str, pa.Array]] = [
-        (name, pa.repeat(pa.scalar(getattr(address, name), pa.string()), count))
-        for name in ("encoder", "task", "split", "shard")
-    ]
-    front = [*front, ("sequence", pa.repeat(pa.scalar(address.sequence, pa.int32()), count))]
-    return pa.table(
-        [column for _, column in front] + table.columns, names=[name for name, _ in front] + table.column_names
-    )
+    front = {name: _repeat(getattr(address, name), count) for name in ("encoder", "task", "split", "shard")}
+    sequence = np.full(count, address.sequence, np.int32)
+    front["sequence"] = pa.Array.from_buffers(pa.int32(), count, [None, pa.py_buffer(sequence)])
+    return pa.table([*front.values(), *table.columns], names=[*front, *table.column_names])
+
+
+def _repeat(text: str, count: int) -> pa.Array:
+    """Repeat a text; made from buffers because converting Python values makes pyarrow import pandas where there is one."""
+    data = text.encode()
+    if count * len(data) >= 1 << 31:  # the offsets of a text column have 32 bits
+        raise CorruptError(f"Expected at most a few million clips in a part, found {count:,}.", where=text)
+    offsets = np.arange(count + 1, dtype=np.int32) * np.int32(len(data))
+    return pa.Array.from_buffers(pa.string(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data * count)])
 
 
 def read_frames(store: Store, clip_id: str, encoder: str | None, task: str | None, split: str | None) -> NDArray[Any]:
