@@ -28,13 +28,13 @@ import torch
 
 class ConvEncoder(torch.nn.Module):
     """A small convolutional transformer: the cost of a real encoder, random weights."""
-    sampling_rate, output_dim, hop_size_in_ms = 16000, 256, 20
+    sampling_rate, output_dim, hop_size_in_ms = 16000, 192, 20
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.front = torch.nn.Conv1d(1, 256, 400, stride=320, padding=40)
-        layer = torch.nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True, dropout=0.0)
-        self.body = torch.nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+        self.front = torch.nn.Conv1d(1, 192, 400, stride=320, padding=40)
+        layer = torch.nn.TransformerEncoderLayer(192, 4, 768, batch_first=True, dropout=0.0)
+        self.body = torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
     def forward(self, audio):
         return self.body(self.front(audio.unsqueeze(1)).transpose(1, 2))
 '''

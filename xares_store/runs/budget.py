@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_ITEMS = 128
 MAX_BATCH_S = 1200.0
 _REPEAT_S = 0.03
-_GIVE_UP = 1.25  # a candidate this much slower than the best ends the search
+_NO_GAIN = 0.99
 _GOOD_ENOUGH = 1.03  # the smallest batch within this factor of the best wins: it needs less memory
 
 
@@ -65,7 +65,9 @@ def measure_budget(encoder: Encoder, *, clip_s: float, limit_s: float = 4.0) -> 
             break
         trials.append(Trial(items, items * clip_s, seconds / (items * clip_s)))
         best = min(trial.cost for trial in trials)
-        if trials[-1].cost > best * _GIVE_UP or time.perf_counter() - began + 2 * seconds > limit_s:
+        if len(trials) > 2 and min(trials[-1].cost, trials[-2].cost) > best * _NO_GAIN:
+            break  # twice in a row no better than something smaller
+        if time.perf_counter() - began + 4 * seconds > limit_s:
             break
         items *= 2
     if not trials:  # not even one clip fits; phase one will name the clips that do not

@@ -6,14 +6,14 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from xares_store.audio.decode import DecodePool
-from xares_store.audio.shards import Shard, iter_samples
+from xares_store.audio.headers import clip_lengths
+from xares_store.audio.shards import Shard
 from xares_store.audio.waveform import CropRule
 from xares_store.clip import Failure
 from xares_store.device import resolve_device, set_threads, usable_cores
@@ -34,8 +34,11 @@ from xares_store.task import Task
 FRESH = ShardState(done=False, sequence=0, first_sample=0, sha256=None, dtype=frozenset())
 Dtype: TypeAlias = Literal["float16", "float32"]
 DTYPES = ("float16", "float32")
-MIN_WINDOW_S = 60.0
+MIN_WINDOW_S = 600.0
 MAX_WINDOW_S = 2400.0
+# On a CPU the encoder and the decoding processes take turns; only so many samples a process are under way when they
+# change over. On an accelerator decoding runs ahead all the time.
+SHORT_LOOKAHEAD = 3
 
 
 @dataclass
@@ -127,8 +130,11 @@ def embed(
     chosen_device = resolve_device(device)
     set_threads()
     target = Store.open(store, create=True)
+    target.sweep()
     total = sum(shard.path.stat().st_size for _, shards in selected for shard in shards)
-    with DecodePool(usable_cores() if workers is None else workers) as pool:  # starts up while the encoder loads
+    count = usable_cores() if workers is None else workers
+    ahead = {"lookahead": max(1, SHORT_LOOKAHEAD * count)} if chosen_device == "cpu" else {}
+    with DecodePool(count, **ahead) as pool:  # starts up while the encoder loads
         loaded = encoder
         if not isinstance(loaded, Encoder):
             loaded = load_encoder(loaded, args=encoder_args, device=chosen_device)
@@ -176,9 +182,10 @@ def _embed_task(
         budget_s, window_s = 0.0, 0.0
     report.batch_s[task.name] = budget_s
     with ThreadPoolExecutor(1, thread_name_prefix="xares-commit") as commits:
-        work = Work(store, encoder, address, budget_s, window_s, dtype, commits, versions())
-        waiting = int(max(2 * window_s, 2 * MIN_WINDOW_S) * encoder.sample_rate_hz * 4)
+        waiting = int(2 * max(window_s, MIN_WINDOW_S) * encoder.sample_rate_hz * 4)
         feed = Feed(todo, pool, rate_hz=encoder.sample_rate_hz, crop=crop, max_bytes=waiting)
+        alone = feed.resting if encoder.device == "cpu" else nullcontext
+        work = Work(store, encoder, address, budget_s, window_s, dtype, commits, alone, versions())
         try:
             with _counted(work, report):
                 _consume(feed, work, task, meter, report)
@@ -215,22 +222,24 @@ def _counted(work: Work, report: EmbedReport) -> Iterator[None]:
 
 def _consume(feed: Feed, work: Work, task: Task, meter: Meter, report: EmbedReport) -> None:
     current: ShardRun | None = None
+    left = 0  # bytes of the shard that no sample accounts for yet
     began = time.perf_counter()
     with closing(_Stopper(feed)):
         try:
             for event in feed:
                 if isinstance(event, Started):
                     current = ShardRun(work, event.shard, event.state, event.sha256)
+                    left = event.shard.path.stat().st_size
                 elif isinstance(event, Item):
                     assert current is not None
                     current.take(event.content)
+                    left -= event.bytes
+                    meter.advance(event.bytes, note=_note(task, work, began))
                 elif isinstance(event, Ended):
                     assert current is not None
                     current.finish()
                     current = None
-                    speed = work.audio_s / max(time.perf_counter() - began, 1e-9)
-                    note = f"{task.name}: {work.clips} clips, {speed:.0f}x real time"
-                    meter.advance(event.shard.path.stat().st_size, note=note)
+                    meter.advance(max(left, 0), note=_note(task, work, began))
                 elif isinstance(event, Reused):
                     report.reused_shards += 1
                     meter.advance(event.shard.path.stat().st_size, note=f"{task.name}: stored before")
@@ -243,6 +252,11 @@ def _consume(feed: Feed, work: Work, task: Task, meter: Meter, report: EmbedRepo
             if current is not None:
                 current.abort()
             raise
+
+
+def _note(task: Task, work: Work, began: float) -> str:
+    speed = work.audio_s / max(time.perf_counter() - began, 1e-9)
+    return f"{task.name}: {work.clips} clips, {speed:.0f}x real time"
 
 
 class _Stopper:
@@ -289,12 +303,8 @@ def _typical_clip_s(shard: Shard, crop: CropRule) -> float:
     """Return the median clip length of the first samples of a shard, in seconds; 5 s when none can be read."""
     lengths: list[float] = []
     try:
-        with DecodePool(0) as pool:
-            for content in pool.map(
-                islice(iter_samples(shard.path, shard=shard.name), 8), shard=shard.name, rate_hz=16000, crop=crop
-            ):
-                if not isinstance(content, Failure):
-                    lengths += [item.clip.duration_s for item in content]
+        for found in clip_lengths(shard, crop, limit=32):
+            lengths += found or []
     except XaresError:
         pass  # a broken shard is reported when its turn comes; here only a typical length is wanted
     return sorted(lengths)[len(lengths) // 2] if lengths else 5.0

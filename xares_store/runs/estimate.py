@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import soundfile
-
-from xares_store.audio.shards import Sample, Shard, iter_samples
-from xares_store.audio.waveform import crop_bounds
+from xares_store.audio.headers import clip_lengths
+from xares_store.audio.waveform import CropRule
 from xares_store.device import resolve_device
 from xares_store.encoders.encoder import load_encoder
-from xares_store.errors import XaresError
 from xares_store.runs.plan import select_tasks
 from xares_store.runs.state import states_of
 from xares_store.store.store import Store
@@ -47,40 +43,20 @@ def estimate(
     width = 2 if dtype == "float16" else 4
     rows: list[tuple[object, ...]] = []
     for task, shards in selected:
+        crop = CropRule(task.audio.crop_s, task.audio.tail, task.audio.min_tail_s)
         states = states_of(known, loaded.address, task.audio_address) if known else {}
         for split in dict.fromkeys(shard.split for shard in shards):
             mine = [shard for shard in shards if shard.split == split]
             todo = [shard for shard in mine if not ((state := states.get((split, shard.name))) and state.done)]
             clips, unreadable, seconds, frames = 0, 0, 0.0, 0
             for shard in todo:
-                for duration in _durations(shard, task):
-                    if duration is None:
-                        unreadable += 1
-                        continue
-                    clips += 1
-                    seconds += duration
-                    frames += max(1, round(duration * 1000 / loaded.hop_ms))
+                for lengths in clip_lengths(shard, crop):
+                    unreadable += lengths is None
+                    clips += len(lengths or ())
+                    seconds += sum(lengths or ())
+                    frames += sum(max(1, round(length * 1000 / loaded.hop_ms)) for length in lengths or ())
             size = frames * loaded.dim * width + clips * loaded.dim * 4
             rows.append(
                 (task.name, split, len(mine), len(mine) - len(todo), clips, unreadable, seconds / 3600, size / 1e6)
             )
     return rows
-
-
-def _durations(shard: Shard, task: Task) -> list[float | None]:
-    """Return the length of every clip of a shard in seconds, None for a sample without readable audio."""
-    found: list[float | None] = []
-    for sample in iter_samples(shard.path, shard=shard.name):
-        if not isinstance(sample, Sample):
-            found.append(None)
-            continue
-        try:
-            content = sample.audio if isinstance(sample.audio, bytes) else sample.audio.read()
-            info = soundfile.info(io.BytesIO(content))
-        except (soundfile.SoundFileError, XaresError):
-            found.append(None)
-            continue
-        rate, rule = info.samplerate, task.audio
-        bounds = crop_bounds(info.frames, rate, crop_s=rule.crop_s, tail=rule.tail, min_tail_s=rule.min_tail_s)
-        found += [(stop - start) / rate for start, stop in bounds]
-    return found

@@ -39,7 +39,7 @@ class Result:
         run_id: folder name of the run in the store.
         value, low, high: main metric over all folds with its 95 % bootstrap interval over test clips.
         n_test: scored test items.
-        n_dropped: samples of the task without an embedding: recorded failures.
+        n_dropped: samples to test that have no embedding: recorded failures.
         reused: the score was in the store already.
         settings: probe settings, including the learning rates tried.
     """

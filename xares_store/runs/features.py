@@ -10,7 +10,7 @@ import numpy as np
 
 from xares_store.errors import ConfigError, CorruptError, StoreError, TaskError, did_you_mean
 from xares_store.protocol import Fold, make_folds
-from xares_store.runs.state import missing_shards
+from xares_store.runs.state import missing_shards, parts_of
 from xares_store.store.store import Store
 from xares_store.targets import class_indices, groups
 from xares_store.task import Task
@@ -27,7 +27,7 @@ class Features:
         split, clip_id, key: text columns of the clip table, as long as ``values``.
         folds: train, validation and test clips under the protocol.
         cropped: whether any recording has more than one clip.
-        dropped: samples of the task that have no embedding: the recorded failures.
+        dropped: samples to test that have no embedding: the recorded failures.
     """
 
     values: np.ndarray
@@ -63,14 +63,22 @@ def choose_encoders(store: Store, wanted: Sequence[str]) -> list[str]:
 
 
 def parts_digest(store: Store, encoder: str, task: Task) -> str:
-    """Return the digest of all parts a task is read from, after checking that none is missing.
+    """Return the digest of all parts a task is made of, after checking that none is missing.
 
     Raises:
         StoreError: the encoder has no embeddings for the task, or not all of them.
     """
     address = task.audio_address
-    parts = store.parts(encoder=encoder, task=address)
+    parts = parts_of(store, encoder, task)
     if not parts:
+        stored = sorted({f"{p.address.split}/{p.address.shard}" for p in store.parts(encoder=encoder, task=address)})
+        if stored:
+            raise StoreError(
+                f'"{encoder}" has no embeddings of the shards that task "{task.name}" names; stored under {address}: '
+                f"{_some(stored)}.",
+                where=store.path,
+                hint="Correct the patterns in the task file, or run `xares embed` for the task.",
+            )
         others = sorted(
             {
                 p.address.task
@@ -84,11 +92,10 @@ def parts_digest(store: Store, encoder: str, task: Task) -> str:
         raise StoreError(
             f'"{encoder}" has no embeddings of task "{task.name}" ({address}).', where=store.path, hint=hint
         )
-    lacking = missing_shards(store, encoder, address)
+    lacking = missing_shards(store, encoder, task)
     if lacking:
-        shown = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
         raise StoreError(
-            f'The embedding of task "{task.name}" by "{encoder}" is not finished; missing: {shown}. A score over half of a task would be wrong.',
+            f'The embedding of task "{task.name}" by "{encoder}" is not finished; missing: {_some(lacking)}. A score over half of a task would be wrong.',
             where=store.path,
             hint="Run the `xares embed` command again: it does only what is missing.",
         )
@@ -112,9 +119,11 @@ def load_features(store: Store, encoder: str, task: Task, *, protocol: str, wher
         ProtocolError: the protocol's splits cannot be made from the clips.
     """
     values, clips = store.pooled(encoder, task.audio_address, where=where)
-    wanted = set(task.split_patterns())
+    parts = parts_of(store, encoder, task)
+    wanted = {(part.address.split, part.address.shard) for part in parts}
     split = np.asarray(clips.column("split").to_pylist(), dtype=object)
-    keep = np.fromiter((name in wanted for name in split), dtype=bool, count=len(split))
+    places = zip(split, clips.column("shard").to_pylist(), strict=True)
+    keep = np.fromiter((place in wanted for place in places), dtype=bool, count=len(split))
     if not keep.any():
         raise ConfigError(
             f'No clip of task "{task.name}" is left to evaluate.',
@@ -132,7 +141,9 @@ def load_features(store: Store, encoder: str, task: Task, *, protocol: str, wher
     names = [f"{s}/{k}" for s, k in zip(split, key, strict=True)]
     _, recording = np.unique(np.asarray(names), return_inverse=True)
     folds = make_folds(task, protocol, split=list(split), target=target, group=groups(task, labels, names))
-    failures = sum(p.manifest.counts.failures for p in store.parts(encoder=encoder, task=task.audio_address))
+    # Without fixed splits every clip is tested once, so every sample that failed is one that is not.
+    tested = {"test"} if task.data.splits is not None else set(task.split_patterns())
+    dropped = sum(part.manifest.counts.failures for part in parts if part.address.split in tested)
     return Features(
         values=values,
         target=target,
@@ -142,8 +153,12 @@ def load_features(store: Store, encoder: str, task: Task, *, protocol: str, wher
         key=np.asarray(key, dtype=object),
         folds=folds,
         cropped=len(np.unique(recording)) < len(recording),
-        dropped=failures,
+        dropped=dropped,
     )
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _refuse_duplicates(split: np.ndarray, clip_id: list[str], shard: list[str], encoder: str, task: Task) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
 
 from xares_store.audio.decode import Decoded, DecodePool
-from xares_store.audio.shards import Shard, iter_samples
+from xares_store.audio.shards import Sample, Shard, iter_samples
 from xares_store.audio.waveform import CropRule
 from xares_store.clip import Failure
 from xares_store.errors import ClashError, ShardError, XaresError
@@ -29,9 +30,10 @@ class Started:
 
 @dataclass(frozen=True)
 class Item:
-    """One sample: its crops, or why it has none."""
+    """One sample: its crops, or why it has none, and the size of its audio file in the shard."""
 
     content: list[Decoded] | Failure
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Broken:
     error: XaresError
 
 
-Clips: TypeAlias = Iterator[list[Decoded] | Failure]
+Clips: TypeAlias = Iterator[Item]
 Event: TypeAlias = Started | Item | Ended | Reused | Broken
 
 
@@ -91,6 +93,7 @@ class Feed:
         self._waiting = 0
         self._changed = threading.Condition()
         self._stopped = False
+        self._resting = False
         self._thread = threading.Thread(target=self._run, name="xares-feed", daemon=True)
 
     def __iter__(self) -> Iterator[Event]:
@@ -116,9 +119,24 @@ class Feed:
         if self._thread.is_alive():
             self._thread.join(timeout=10)
 
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Take nothing from the pool inside this block, so that the decoding processes soon stand still.
+
+        For encoders on the CPU: threads that compute in step lose far more to a busy core than the core has to give.
+        """
+        with self._changed:
+            self._resting = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._resting = False
+                self._changed.notify_all()
+
     def _put(self, event: Event | BaseException | None, size: int = 0) -> bool:
         with self._changed:
-            while self._waiting > self._max_bytes and not self._stopped:
+            while (self._resting or self._waiting > self._max_bytes) and not self._stopped:
                 self._changed.wait()
             if self._stopped:
                 return False
@@ -154,9 +172,10 @@ class Feed:
                 )
             if state.done:
                 return Reused(shard), None
-            samples = islice(iter_samples(shard.path, shard=shard.name), state.first_sample, None)
+            sizes: deque[int] = deque()
+            samples = _sized(islice(iter_samples(shard.path, shard=shard.name), state.first_sample, None), sizes)
             stream = self._pool.map(samples, shard=shard.name, rate_hz=self._rate_hz, crop=self._crop)
-            return Started(shard, state, digest), stream
+            return Started(shard, state, digest), (Item(content, sizes.popleft()) for content in stream)
         except (XaresError, OSError) as error:
             return Broken(shard, _as_shard_error(error, shard)), None
 
@@ -167,13 +186,21 @@ class Feed:
         if stream is None:
             return True
         try:
-            for content in stream:
-                size = 0 if isinstance(content, Failure) else sum(clip.audio.nbytes for clip in content)
-                if not self._put(Item(content), size):
+            for item in stream:
+                size = 0 if isinstance(item.content, Failure) else sum(clip.audio.nbytes for clip in item.content)
+                if not self._put(item, size):
                     return False
         except (XaresError, OSError) as error:
             return self._put(Broken(event.shard, _as_shard_error(error, event.shard)))
         return self._put(Ended(event.shard))
+
+
+def _sized(samples: Iterable[Sample | Failure], sizes: deque[int]) -> Iterator[Sample | Failure]:
+    """Pass samples on and note the bytes of each one's audio file, for progress."""
+    for sample in samples:
+        audio = sample.audio if isinstance(sample, Sample) else b""
+        sizes.append(len(audio) if isinstance(audio, bytes) else audio.size)
+        yield sample
 
 
 def _as_shard_error(error: XaresError | OSError, shard: Shard) -> XaresError:

@@ -7,7 +7,9 @@ plan alone, so a resumed run continues with exactly the batches an uninterrupted
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +41,7 @@ class Work:
         budget_s: seconds of padded audio in one batch.
         window_s: seconds of audio collected before batches are formed.
         commits: the thread that writes parts while the encoder goes on.
+        alone: entered while the encoder computes.
     """
 
     store: Store
@@ -48,6 +51,7 @@ class Work:
     window_s: float
     dtype: Literal["float16", "float32"]
     commits: Executor
+    alone: Callable[[], AbstractContextManager[None]]
     versions: dict[str, str]
     part_bytes: int = field(default_factory=lambda: PART_BYTES)
     pending: list[Future[Part]] = field(default_factory=list)
@@ -131,8 +135,9 @@ class ShardRun:
             lengths = [len(item.audio) for item in window]
             encoded: list[Encoded | EncoderError | None] = [None] * len(window)
             budget = max(1, round(work.budget_s * rate))
-            for batch in group_batches(lengths, budget=budget, equal_only=not work.encoder.accepts_lengths):
-                self._encode(batch, encoded)
+            with work.alone():
+                for batch in group_batches(lengths, budget=budget, equal_only=not work.encoder.accepts_lengths):
+                    self._encode(batch, encoded)
             for item, result in zip(window, encoded, strict=True):
                 if isinstance(result, EncoderError):
                     crop = f"Crop {item.clip.crop}: " if item.clip.clip_id != item.clip.key else ""

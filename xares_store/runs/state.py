@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xares_store.errors import ClashError, StoreError
+from xares_store.patterns import names_shard
 from xares_store.store.layout import atomic_write
 
 if TYPE_CHECKING:
     from xares_store.store.part import Part
     from xares_store.store.store import Store
+    from xares_store.task import Task
 
 EXPECTED = "expected.json"
 
@@ -94,13 +96,30 @@ def expect_shards(store: Store, encoder: str, audio_address: str, shards: Iterab
         atomic_write(path, (json.dumps(wanted, indent=1) + "\n").encode())
 
 
-def missing_shards(store: Store, encoder: str, audio_address: str) -> list[str]:
-    """Return ``split/shard`` of every shard that embedding has not finished, in order."""
-    expected = read_json(_task_folder(store, encoder, audio_address) / EXPECTED) or {}
-    states = states_of(store, encoder, audio_address)
-    wanted = {(split, name) for split, names in expected.items() for name in names} | set(states)
+def parts_of(store: Store, encoder: str, task: Task) -> list[Part]:
+    """Return the parts a task is made of: those whose shard its patterns name, in their split.
+
+    A store may hold further parts under the same address, from an earlier definition that divided the shards otherwise;
+    a clip in train then and in test now must not count in both.
+    """
+    patterns = task.split_patterns()
     return [
-        f"{split}/{name}" for split, name in sorted(wanted) if not ((state := states.get((split, name))) and state.done)
+        part
+        for part in store.parts(encoder=encoder, task=task.audio_address)
+        if names_shard(patterns.get(part.address.split, ()), part.address.shard)
+    ]
+
+
+def missing_shards(store: Store, encoder: str, task: Task) -> list[str]:
+    """Return ``split/shard`` of every shard of the task that embedding has not finished, in order."""
+    expected = read_json(_task_folder(store, encoder, task.audio_address) / EXPECTED) or {}
+    states = states_of(store, encoder, task.audio_address)
+    known = {(split, name) for split, names in expected.items() for name in names} | set(states)
+    patterns = task.split_patterns()
+    return [
+        f"{split}/{name}"
+        for split, name in sorted(known)
+        if names_shard(patterns.get(split, ()), name) and not ((state := states.get((split, name))) and state.done)
     ]
 
 

@@ -12,6 +12,9 @@ from xares_store.errors import StoreError
 FLOAT16_MAX = 65504.0
 CLIP_LOSS = 1e-3
 DIM_LOSS = 1e-2
+# Squared relative error of a float16 rounding, at most, and squared absolute error below the normal range (6.1e-5).
+ROUNDING = 2.0**-22
+SUBNORMAL = 2.0**-50
 
 Float32 = NDArray[np.float32]
 
@@ -82,18 +85,20 @@ class FrameBuffer:
         if peak > FLOAT16_MAX:
             return f"|x| up to {peak:.6g} in clip {clip_id} is above {FLOAT16_MAX:.0f}"
         half = full.astype("<f2")
-        error = half.astype(np.float32)
-        np.subtract(error, full, out=error)
-        flushed = int(np.count_nonzero(full)) - int(np.count_nonzero(half))
-        # Squares of values that flush to zero underflow in float32; those rare clips are summed in float64.
-        wide: type[np.float64] | type[np.float32] = np.float64 if flushed else np.float32
-        dim_error, dim_power = _power(error.astype(wide, copy=False)), _power(full.astype(wide, copy=False))
-        power = dim_power.sum()
-        loss = float(np.sqrt(dim_error.sum() / power)) if power > 0 else float(peak > 0)
-        if loss > CLIP_LOSS:
-            return f"relative error {loss:.2g} of clip {clip_id} in float16 is above {CLIP_LOSS:g}"
-        self._dim_error += dim_error
-        self._dim_power += dim_power
+        # -0.0 is zero too, so the sign bit is left out of the count; counting integers is several times faster.
+        flushed = _nonzero(full.view("<u4"), 0x7FFFFFFF) - _nonzero(half.view("<u2"), 0x7FFF)
+        power = _power(full)
+        if flushed or not _surely_fits(power, len(full)):
+            error = half.astype(np.float64) - full
+            dim_error, power = _power(error), _power(full.astype(np.float64))
+            total = power.sum()
+            loss = float(np.sqrt(dim_error.sum() / total)) if total > 0 else float(peak > 0)
+            if loss > CLIP_LOSS:
+                return f"relative error {loss:.2g} of clip {clip_id} in float16 is above {CLIP_LOSS:g}"
+            self._dim_error += dim_error
+        else:
+            self._dim_error += power * ROUNDING
+        self._dim_power += power
         self._flushed += flushed
         self._half.append(half)
         return None
@@ -113,6 +118,19 @@ class FrameBuffer:
             return self._full
         self._full = []
         return self._half
+
+
+def _surely_fits(power: NDArray[np.float64], rows: int) -> bool:
+    """Whether the squares of a clip prove, without measuring the error, that every dimension of it fits.
+
+    Either a value is rounded relatively, or it is subnormal and off by at most 2^-25; where a dimension's squares
+    outweigh the latter, its relative error is below 7e-4. A dimension of zeros has no error.
+    """
+    return bool(np.all((power == 0) | (power * ROUNDING >= rows * SUBNORMAL)))
+
+
+def _nonzero(bits: NDArray[Any], mask: int) -> int:
+    return int(np.count_nonzero(bits & bits.dtype.type(mask)))
 
 
 def _power(values: NDArray[Any]) -> NDArray[np.float64]:

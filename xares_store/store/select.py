@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xares_store.errors import CorruptError, StoreError, did_you_mean
+from xares_store.store.checked import check_parts
 from xares_store.store.layout import EMBEDDINGS, PartAddress
 from xares_store.store.opened import Part
 from xares_store.store.tree import named
@@ -22,9 +23,9 @@ def read_pooled(
 ) -> tuple[NDArray[np.float32], pa.Table]:
     """Read and check; see :meth:`Store.pooled`."""
     parts = one_of(store, encoder, task, split)
+    check_parts(store.path, parts)
     vectors, tables = [], []
     for part in parts:
-        part.check()
         vectors.append(part.pooled())
         tables.append(clip_rows(part))
     features, table = np.concatenate(vectors), pa.concat_tables(tables)
