@@ -22,7 +22,7 @@ COLUMNS = (
     "--probe", "probes", multiple=True, type=click.Choice(["mlp", "knn"]), help="Probe [default: mlp and knn]."
 )
 @click.option(
-    "--task", "tasks", multiple=True, metavar="TASK", help="Name or path of a task file [default: all stored]."
+    "--task", "tasks", multiple=True, metavar="TASK", help="Task, suite or path of a task file [default: all stored]."
 )
 @click.option("--encoder", "encoders", multiple=True, metavar="NAME", help="Encoder in the store [default: all].")
 @store_option
@@ -87,8 +87,8 @@ def evaluate(
     emit(COLUMNS, _rows(report), fmt=fmt)
     for encoder, task, reason in report.failed:
         console.print(f"error: {encoder} {task} was not evaluated.\n{reason}", markup=False, highlight=False)
-    for encoder, task, probe, reason in report.skipped:
-        console.print(f"skipped: {encoder} {task} {probe}: {reason}", markup=False, highlight=False)
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
     return 1 if report.failed else 0
 
 

@@ -154,6 +154,15 @@ def rm(
             return
     chosen: dict[str, Any] = {"encoder": encoder, "task": task, "runs": runs, "run_ids": run_ids}
     plan = opened.rm(**chosen, dry_run=True)
+    if not (plan.parts or plan.runs):
+        asked = " ".join(f"--{key} {value}" for key, value in (("encoder", encoder), ("task", task)) if value)
+        known = [*opened.encoders(), *opened.tasks()]
+        known += [name.rpartition("@")[0] for name in known]
+        raise ConfigError(
+            f"Nothing in the store matches {asked or 'this'}.",
+            where=store,
+            hint=did_you_mean(encoder or task or "", known, listing="`xares store ls` lists what is there."),
+        )
     for name in [*plan.parts, *(f"runs/{run_id}" for run_id in plan.runs)]:
         click.echo(name)
     click.echo(f"{len(plan.parts)} parts and {len(plan.runs)} runs, {_megabytes(plan.bytes)}.")
@@ -162,7 +171,7 @@ def rm(
             f"{len(plan.dependent)} runs were made from these embeddings and stay; evaluating again needs another embed. "
             "--runs with removes them too."
         )
-    if dry_run or not (plan.parts or plan.runs):
+    if dry_run:
         return
     if not yes:
         click.confirm("Remove?", abort=True)

@@ -10,25 +10,25 @@ import numpy as np
 
 from xares_store.errors import ConfigError
 from xares_store.metrics.statistics import bootstrap_interval, holm, paired_permutation_test
-from xares_store.runs.features import choose_encoders
+from xares_store.runs.features import choose_encoders, known_tasks
 from xares_store.store.store import Store
 
 # One row a test item: how often it was right over the seeds of a run group. The same folds hold the same items for
-# every encoder, because splits depend on the task alone.
+# every encoder, because splits depend on the task's definition alone; runs of another definition are a group of their own.
 _PAIRS = """
 with items as (
-  select task, probe, protocol, cast(settings as varchar) as settings, coalesce("where", '') as restriction,
-         fold, split, clip_id, encoder, avg(correct::int) as value
-  from predictions
-  where encoder in ($a, $b)
+  select p.task, r.task_address as definition, p.probe, p.protocol, cast(p.settings as varchar) as settings,
+         coalesce(p."where", '') as restriction, p.fold, p.split, p.clip_id, p.encoder, avg(p.correct::int) as value
+  from predictions p join runs r using (run_id)
+  where p.encoder in ($a, $b)
   group by all
 )
-select a.task, a.probe, a.protocol, a.settings, a.restriction, a.fold, a.value as a, b.value as b
-from items a join items b using (task, probe, protocol, settings, restriction, fold, split, clip_id)
+select a.task, a.definition, a.probe, a.protocol, a.settings, a.restriction, a.fold, a.value as a, b.value as b
+from items a join items b using (task, definition, probe, protocol, settings, restriction, fold, split, clip_id)
 where a.encoder = $a and b.encoder = $b
-order by a.task, a.probe, a.protocol, a.settings, a.restriction, a.fold, a.split, a.clip_id
+order by a.task, a.definition, a.probe, a.protocol, a.settings, a.restriction, a.fold, a.split, a.clip_id
 """
-_KEY = ("task", "probe", "protocol", "settings", "restriction")
+_KEY = ("task", "definition", "probe", "protocol", "settings", "restriction")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Comparison:
     """One task on which two encoders were compared.
 
     Attributes:
+        task_address: the definition of the task, ``name@fp8``.
         a, b: mean score of either encoder, over folds, 0 to 1.
         difference: ``a - b``; ``low``, ``high``: its 95 % bootstrap interval over test items.
         p: two-sided p-value of the paired permutation test; ``p_holm``: corrected for the number of rows.
@@ -43,6 +44,7 @@ class Comparison:
     """
 
     task: str
+    task_address: str
     probe: str
     protocol: str
     settings: str
@@ -72,6 +74,7 @@ def compare(
 
     Raises:
         ConfigError: an encoder is unknown or ambiguous, or there is nothing to compare.
+        TaskError: the store has no such task.
 
     Reference:
         Paired sign-flip permutation test; Holm, A simple sequentially rejective multiple test procedure, 1979.
@@ -84,6 +87,7 @@ def compare(
     a, b = (_one(opened, name) for name in (encoder_a, encoder_b))
     if a == b:
         raise ConfigError(f'Two different encoders are needed, found "{a}" twice.', where="xares compare")
+    known_tasks(opened, tasks)
     table = opened.sql(_PAIRS, {"a": a, "b": b}).to_pydict()
     keep = [
         (not tasks or task in tasks) and (not probes or probe in probes)
@@ -100,7 +104,7 @@ def compare(
     for index in (row for row, kept in enumerate(keep) if kept):
         groups.setdefault(tuple(table[name][index] for name in _KEY), []).append(index)
     rows: list[Comparison] = []
-    for (task, probe, protocol, settings, restriction), members in groups.items():
+    for (task, definition, probe, protocol, settings, restriction), members in groups.items():
         value_a, value_b = (np.asarray([table[name][i] for i in members], dtype=np.float64) for name in ("a", "b"))
         fold = np.asarray([table["fold"][i] for i in members])
         places = [np.flatnonzero(fold == name) for name in dict.fromkeys(fold)]
@@ -110,6 +114,7 @@ def compare(
         rows.append(
             Comparison(
                 task=task,
+                task_address=definition,
                 probe=probe,
                 protocol=protocol,
                 settings=settings,

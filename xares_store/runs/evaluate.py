@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from xares_store.catalog import load_task
-from xares_store.device import resolve_device, set_threads
-from xares_store.errors import ConfigError, ProbeError, TaskNotFoundError, XaresError, did_you_mean
-from xares_store.fingerprint import fingerprint
-from xares_store.metrics.registry import metric_for
-from xares_store.probes.knn import knn_predict, neighbours
+from xares_store.catalog import load_tasks
+from xares_store.errors import ConfigError, TaskNotFoundError, XaresError
 from xares_store.probes.probe import PROBES
-from xares_store.protocol import PROTOCOLS, Fold
 from xares_store.runs.features import Features, choose_encoders, load_features, parts_digest, task_named
+from xares_store.runs.outcomes import outcomes
 from xares_store.runs.progress import Meter
-from xares_store.runs.provenance import describe_device, versions
-from xares_store.runs.score import Scored, score_run
+from xares_store.runs.provenance import versions
+from xares_store.runs.request import Request, make_request, run_name, settings_for
 from xares_store.store.layout import RunManifest
 from xares_store.store.store import Store
 from xares_store.task import Task
-
-PUBLISHED_RATES = (1e-3,)
-FIRST_SEED = 42  # the seed of the published protocol; further seeds count up from it
 
 
 @dataclass(frozen=True)
@@ -66,30 +57,14 @@ class EvaluateReport:
 
     Attributes:
         results: one entry a run.
-        skipped: (encoder, task, probe, reason) of combinations left out because nobody asked for them by name.
+        notes: what a reader of the scores should know, in sentences.
         failed: (encoder, task, message) of combinations that could not be evaluated.
     """
 
     results: list[Result] = field(default_factory=list)
-    skipped: list[tuple[str, str, str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     failed: list[tuple[str, str, str]] = field(default_factory=list)
     seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to evaluate with; None takes the task's own setting."""
-
-    probes: tuple[str, ...]
-    seeds: tuple[int, ...]
-    protocol: str
-    where: str | None
-    device: str
-    learning_rates: tuple[float, ...] | None
-    epochs: int | None
-    batch_size: int | None
-    k: int | None
-    temperature: float | None
 
 
 def evaluate(
@@ -113,7 +88,7 @@ def evaluate(
 
     Args:
         store: folder of the store, or an open store.
-        tasks: task names, paths of task files, or tasks; empty means every task definition in the store.
+        tasks: names of tasks or suites, paths of task files, or tasks; empty means every task definition in the store.
         encoders: encoder names or addresses in the store; empty means all.
         probes: ``mlp`` (LayerNorm and a linear layer, trained) and ``knn`` (cosine nearest neighbours).
         seeds: number of seeds (counted up from 42), or the seeds themselves; for trained probes.
@@ -138,7 +113,7 @@ def evaluate(
     """
     began = time.perf_counter()
     target = store if isinstance(store, Store) else Store.open(store)
-    request = _request(probes, seeds, learning_rates, epochs, batch_size, k, temperature, where, protocol, device)
+    request = make_request(probes, seeds, learning_rates, epochs, batch_size, k, temperature, where, protocol, device)
     chosen = choose_encoders(target, encoders)
     if not chosen:
         raise ConfigError("The store has no embeddings.", where=target.path, hint="Run `xares embed` first.")
@@ -160,83 +135,19 @@ def evaluate(
     return report
 
 
-def _request(
-    probes: Sequence[str],
-    seeds: int | Sequence[int],
-    learning_rates: Sequence[float] | None,
-    epochs: int | None,
-    batch_size: int | None,
-    k: int | None,
-    temperature: float | None,
-    where: str | None,
-    protocol: str,
-    device: str,
-) -> Request:
-    for probe in probes:
-        if probe not in PROBES:
-            raise ConfigError(
-                f'No probe "{probe}".',
-                where="--probe",
-                hint=did_you_mean(probe, PROBES, listing="There are: " + ", ".join(PROBES)),
-            )
-    if protocol not in PROTOCOLS:
-        raise ConfigError(f'No protocol "{protocol}".', where="--protocol", hint="There are: " + ", ".join(PROTOCOLS))
-    numbers = tuple(range(FIRST_SEED, FIRST_SEED + seeds)) if isinstance(seeds, int) else tuple(dict.fromkeys(seeds))
-    if not numbers:
-        raise ConfigError(f"At least one seed is needed, found {seeds}.", where="--seeds")
-    limits: list[tuple[str, Sequence[float] | None]] = [
-        ("--lr", learning_rates),
-        ("--epochs", None if epochs is None else [epochs]),
-        ("--batch-size", None if batch_size is None else [batch_size]),
-        ("--k", None if k is None else [k]),
-        ("--temperature", None if temperature is None else [temperature]),
-    ]
-    for option, values in limits:
-        if values is not None and not all(0 < value < float("inf") for value in values):
-            raise ConfigError(f"Expected a number above 0, found {', '.join(map(str, values))}.", where=option)
-    rates = tuple(dict.fromkeys(float(rate) for rate in learning_rates)) if learning_rates else None
-    return Request(
-        tuple(dict.fromkeys(probes)), numbers, protocol, where, device, rates, epochs, batch_size, k, temperature
-    )
-
-
 def _tasks(store: Store, specs: Sequence[str | Task]) -> list[Task]:
-    """Return the tasks named (a file, a shipped task, or one the store carries), or all that the store carries."""
+    """Return the tasks named (a file, a shipped task or suite, or one the store carries), or all the store carries."""
     if not specs:
         return [task_named(store, address) for address in sorted(store.tasks())]
     found: list[Task] = []
     for spec in specs:
-        if isinstance(spec, Task):
-            found.append(spec)
-            continue
         try:
-            found.append(load_task(spec))
+            found += load_tasks([spec])
         except TaskNotFoundError:
-            if spec.endswith(".toml"):
+            if isinstance(spec, str) and spec.endswith(".toml"):
                 raise
-            found.append(task_named(store, spec))
-    return found
-
-
-def _settings(task: Task, probe: str, request: Request) -> dict[str, Any]:
-    """Return the probe's complete settings: part of the run's identity."""
-    if probe == "mlp":
-        mlp = task.probe.mlp
-        # Published tables used one rate for every task; a grid chosen on their validation = test would flatter.
-        rates = mlp.learning_rates if request.protocol == "strict" else PUBLISHED_RATES
-        return {
-            "epochs": request.epochs or mlp.epochs,
-            "batch_size": request.batch_size or mlp.batch_size,
-            "learning_rates": list(request.learning_rates or rates),
-        }
-    knn = task.probe.knn
-    if knn is None:
-        raise ProbeError(f'Task "{task.name}" has no k-NN settings.', where=task.name, hint="Add a [probe.knn] table.")
-    return {
-        "k": request.k or knn.k,
-        "temperature": request.temperature or knn.temperature,
-        "variant": "cosine" if request.protocol == "strict" else "published",
-    }
+            found.append(task_named(store, str(spec)))
+    return list({task.fingerprint: task for task in found}.values())
 
 
 def _evaluate_pair(
@@ -245,10 +156,10 @@ def _evaluate_pair(
     digest = parts_digest(store, encoder, task)
     features: Features | None = None
     for probe in request.probes:
-        settings = _settings(task, probe, request)
+        settings = settings_for(task, probe, request)
         missing: dict[int | None, str] = {}
         for seed in request.seeds if PROBES[probe].seeded else (None,):
-            run_id = _run_id(encoder, task, probe, request, settings, seed, digest)
+            run_id = run_name(encoder, task, probe, request, settings, seed, digest)
             if store.has_run(run_id):
                 report.results.append(_result(store.read_run(run_id), reused=True))
             else:
@@ -258,25 +169,13 @@ def _evaluate_pair(
                 features = load_features(store, encoder, task, protocol=request.protocol, where=request.where)
                 store.put_task(task.address, task.to_toml())
             report.results += _run_probe(store, encoder, task, probe, request, settings, missing, digest, features)
+            smallest = min(len(fold.knn_train) for fold in features.folds)
+            if probe == "knn" and smallest < settings["k"]:
+                report.notes.append(
+                    f"{encoder} {task.name} knn: {settings['k']} neighbours were asked for, but only {smallest} clips "
+                    "have a say; all of them voted."
+                )
         meter.advance(1, note=f"{encoder} {task.name} {probe}")
-
-
-def _run_id(
-    encoder: str, task: Task, probe: str, request: Request, settings: dict[str, Any], seed: int | None, digest: str
-) -> str:
-    identity = {
-        "parts": digest,
-        "encoder": encoder,
-        "task": task.fingerprint,
-        "probe": probe,
-        "probe_version": PROBES[probe].version,
-        "protocol": request.protocol,
-        "settings": settings,
-        "where": request.where,
-        "seed": seed,
-    }
-    tail = "" if seed is None else f"-s{seed}"
-    return f"{task.name}-{probe}-{request.protocol}{tail}-{fingerprint(identity)[:16]}"
 
 
 def _run_probe(
@@ -292,7 +191,7 @@ def _run_probe(
 ) -> list[Result]:
     started, began = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     vote = request.protocol == "strict" and features.cropped
-    scored, device = _outcomes(task, probe, request, settings, list(missing), features, vote)
+    scored, device = outcomes(task, probe, request, settings, list(missing), features, vote)
     seconds = time.perf_counter() - began
     results: list[Result] = []
     for seed, run_id in missing.items():
@@ -329,91 +228,6 @@ def _weight(task: Task, protocol: str, n_test: int) -> float:
     """Return counted test items, or under the published protocol the hand-set weight of the published tables."""
     published = task.published.weight if task.published is not None else None
     return float(published) if protocol == "published" and published is not None else float(n_test)
-
-
-def _outcomes(
-    task: Task,
-    probe: str,
-    request: Request,
-    settings: dict[str, Any],
-    seeds: list[int | None],
-    features: Features,
-    vote: bool,
-) -> tuple[dict[int | None, Scored], str]:
-    """Train or look up, for all seeds at once, and score each."""
-    metric = metric_for(task.metric.name)
-    score: Callable[..., Scored] = lambda probabilities, **more: score_run(  # noqa: E731
-        features, probabilities, task.labels, metric, vote=vote, **more
-    )
-    if probe == "knn":
-        probabilities = [
-            knn_predict(features.values, features.target, len(task.labels), fold.knn_train, fold.test, **settings)
-            for fold in features.folds
-        ]
-        details = {
-            "folds": [
-                {"fold": f.name, "neighbours": neighbours(len(f.knn_train), settings["k"])} for f in features.folds
-            ]
-        }
-        return {None: score(probabilities, details=details)}, describe_device("cpu")
-    return _train(task, request, settings, [seed for seed in seeds if seed is not None], features, vote, score)
-
-
-def _train(
-    task: Task,
-    request: Request,
-    settings: dict[str, Any],
-    seeds: list[int],
-    features: Features,
-    vote: bool,
-    score: Callable[..., Scored],
-) -> tuple[dict[int | None, Scored], str]:
-    from xares_store.probes.mlp import MlpJob, MlpSettings, train_mlp
-
-    device = resolve_device(request.device)
-    set_threads()
-
-    def job(fold: Fold, seed: int) -> MlpJob:
-        return MlpJob(fold=fold.name, train=fold.train, valid=fold.valid, test=fold.test, seed=seed)
-
-    outcome = train_mlp(
-        features.values,
-        features.target,
-        len(task.labels),
-        [job(fold, seed) for seed in seeds for fold in features.folds],
-        MlpSettings(
-            epochs=settings["epochs"],
-            batch_size=settings["batch_size"],
-            learning_rates=tuple(settings["learning_rates"]),
-        ),
-        device=device,
-        recordings=features.recording if vote else None,
-    )
-    found: dict[int | None, Scored] = {}
-    for seed in seeds:
-        mine = {result.fold: result for result in outcome if result.seed == seed}
-        ordered = [mine[fold.name] for fold in features.folds]
-        found[seed] = score(
-            [result.probabilities for result in ordered],
-            details={
-                "folds": [
-                    {
-                        "fold": result.fold,
-                        "learning_rate": result.learning_rate,
-                        "epoch": result.best_epoch,
-                        "valid": float(result.valid_score),
-                        "history": result.history,
-                    }
-                    for result in ordered
-                ]
-            },
-            tensors={
-                f"fold-{result.fold}.{name}": np.asarray(value, dtype=np.float32)
-                for result in ordered
-                for name, value in result.state.items()
-            },
-        )
-    return found, describe_device(device)
 
 
 def _result(run: RunManifest, *, reused: bool) -> Result:

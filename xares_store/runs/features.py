@@ -173,6 +173,23 @@ def _refuse_duplicates(split: np.ndarray, clip_id: list[str], shard: list[str], 
         seen[place[:2]] = place[2]
 
 
+def known_tasks(store: Store, wanted: Sequence[str]) -> list[str]:
+    """Check that a store has a definition of every task named.
+
+    Raises:
+        TaskError: it has none; the message suggests near names.
+    """
+    known = sorted({address.rpartition("@")[0] for address in store.tasks()})
+    for name in wanted:
+        if name not in known:
+            raise TaskError(
+                f'The store has no task "{name}".',
+                where=store.path,
+                hint=did_you_mean(name, known, listing="It has: " + (", ".join(known) or "none")),
+            )
+    return list(wanted)
+
+
 def task_named(store: Store, name: str) -> Task:
     """Return a task from the definitions a store carries, by name or by ``name@fingerprint``.
 

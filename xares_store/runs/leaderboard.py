@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from xares_store.runs.features import choose_encoders
+from xares_store.runs.features import choose_encoders, known_tasks
 from xares_store.store.store import Store
 
 
@@ -21,14 +21,17 @@ def leaderboard_rows(
 
     Args:
         store: folder of the store, or an open store.
-        tasks, encoders, probes, protocols: keep only these; empty keeps all.
+        tasks, encoders, probes, protocols: names to keep; empty keeps all.
+
+    Raises:
+        TaskError, ConfigError: the store has no such task or encoder.
 
     Example:
         >>> columns, rows = leaderboard_rows("my.store", tasks=["esc50"])  # doctest: +SKIP
     """
     opened = store if isinstance(store, Store) else Store.open(store)
     wanted = {
-        "task": list(tasks),
+        "task": known_tasks(opened, tasks),
         "encoder": choose_encoders(opened, encoders) if encoders else [],
         "probe": list(probes),
         "protocol": list(protocols),

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from xares_store.audio.shards import Shard, find_shards
-from xares_store.catalog import iter_shipped, load_task
-from xares_store.errors import ConfigError, ShardError
+from xares_store.catalog import iter_shipped, load_tasks
+from xares_store.errors import ShardError
 from xares_store.task import Task
 
 
@@ -17,22 +17,18 @@ def select_tasks(
     """Load the tasks and find their shards.
 
     Args:
-        specs: task names, paths of task files, or tasks. Empty: every shipped task whose shards are in the data root.
+        specs: names of tasks or suites, paths of task files, or tasks. Empty: every shipped task whose shards are in the data root.
         data: the data root.
 
     Returns:
         Pairs of task and shards, and pairs (name, reason) of tasks left out; nothing is left out that was asked for.
 
     Raises:
+        TaskError: a task is unknown, does not validate, or shares its name with another one.
         ShardError: a task asked for has no shards, or no shipped task has any.
     """
     if specs:
-        chosen = [spec if isinstance(spec, Task) else load_task(spec) for spec in specs]
-        seen: dict[str, Task] = {}
-        for task in chosen:
-            if seen.setdefault(task.name, task).fingerprint != task.fingerprint:
-                raise ConfigError(f'Two different tasks are named "{task.name}".', where="--task", hint="Rename one.")
-        return [(task, _flat(find_shards(task, data))) for task in seen.values()], []
+        return [(task, _flat(find_shards(task, data))) for task in load_tasks(specs)], []
     found, left_out = [], []
     for task in iter_shipped():
         try:
