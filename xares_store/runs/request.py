@@ -1,0 +1,117 @@
+"""What an evaluation is asked to do: checked arguments, complete probe settings, and the identity of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xares_store.errors import ConfigError, ProbeError, did_you_mean
+from xares_store.fingerprint import fingerprint
+from xares_store.probes.probe import PROBES
+from xares_store.protocol import PROTOCOLS
+from xares_store.task import Task
+
+# Published tables used one rate for every task; a grid chosen on their validation = test would flatter.
+PUBLISHED_RATES = (1e-3,)
+FIRST_SEED = 42  # the seed of the published protocol; further seeds count up from it
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate with; None takes the task's own setting."""
+
+    probes: tuple[str, ...]
+    seeds: tuple[int, ...]
+    protocol: str
+    where: str | None
+    device: str
+    learning_rates: tuple[float, ...] | None
+    epochs: int | None
+    batch_size: int | None
+    k: int | None
+    temperature: float | None
+
+
+def make_request(
+    probes: Sequence[str],
+    seeds: int | Sequence[int],
+    learning_rates: Sequence[float] | None,
+    epochs: int | None,
+    batch_size: int | None,
+    k: int | None,
+    temperature: float | None,
+    where: str | None,
+    protocol: str,
+    device: str,
+) -> Request:
+    """Check the arguments of an evaluation.
+
+    Raises:
+        ConfigError: one of them cannot be used; named as the command line spells it.
+    """
+    for probe in probes:
+        if probe not in PROBES:
+            raise ConfigError(
+                f'No probe "{probe}".',
+                where="--probe",
+                hint=did_you_mean(probe, PROBES, listing="There are: " + ", ".join(PROBES)),
+            )
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f'No protocol "{protocol}".', where="--protocol", hint="There are: " + ", ".join(PROTOCOLS))
+    numbers = tuple(range(FIRST_SEED, FIRST_SEED + seeds)) if isinstance(seeds, int) else tuple(dict.fromkeys(seeds))
+    if not numbers:
+        raise ConfigError(f"At least one seed is needed, found {seeds}.", where="--seeds")
+    limits: list[tuple[str, Sequence[float] | None]] = [
+        ("--lr", learning_rates),
+        ("--epochs", None if epochs is None else [epochs]),
+        ("--batch-size", None if batch_size is None else [batch_size]),
+        ("--k", None if k is None else [k]),
+        ("--temperature", None if temperature is None else [temperature]),
+    ]
+    for option, values in limits:
+        if values is not None and not all(0 < value < float("inf") for value in values):
+            raise ConfigError(f"Expected a number above 0, found {', '.join(map(str, values))}.", where=option)
+    rates = tuple(dict.fromkeys(float(rate) for rate in learning_rates)) if learning_rates else None
+    return Request(
+        tuple(dict.fromkeys(probes)), numbers, protocol, where, device, rates, epochs, batch_size, k, temperature
+    )
+
+
+def settings_for(task: Task, probe: str, request: Request) -> dict[str, Any]:
+    """Return the probe's complete settings: part of the run's identity."""
+    if probe == "mlp":
+        mlp = task.probe.mlp
+        rates = mlp.learning_rates if request.protocol == "strict" else PUBLISHED_RATES
+        return {
+            "epochs": request.epochs or mlp.epochs,
+            "batch_size": request.batch_size or mlp.batch_size,
+            "learning_rates": list(request.learning_rates or rates),
+        }
+    knn = task.probe.knn
+    if knn is None:
+        raise ProbeError(f'Task "{task.name}" has no k-NN settings.', where=task.name, hint="Add a [probe.knn] table.")
+    return {
+        "k": request.k or knn.k,
+        "temperature": request.temperature or knn.temperature,
+        "variant": "cosine" if request.protocol == "strict" else "published",
+    }
+
+
+def run_name(
+    encoder: str, task: Task, probe: str, request: Request, settings: dict[str, Any], seed: int | None, digest: str
+) -> str:
+    """Return the name of a run: equal embeddings, task, probe, settings and seed give equal names."""
+    identity = {
+        "parts": digest,
+        "encoder": encoder,
+        "task": task.fingerprint,
+        "probe": probe,
+        "probe_version": PROBES[probe].version,
+        "protocol": request.protocol,
+        "settings": settings,
+        "where": request.where,
+        "seed": seed,
+    }
+    tail = "" if seed is None else f"-s{seed}"
+    return f"{task.name}-{probe}-{request.protocol}{tail}-{fingerprint(identity)[:16]}"
