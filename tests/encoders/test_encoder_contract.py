@@ -215,3 +215,31 @@ def test_encoder_cannot_leave_eval_mode(encoder_file):
     encoder = load_encoder(encoder_file(GOOD, (RETURN, "assert not self.training; self.train(); " + RETURN)))
     first, second = (encoder.encode(torch.ones(1, 640))[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("leave", ["raise SystemExit(0)", "raise GeneratorExit"])
+def test_leaving_the_process_is_a_failure(encoder_file, leave):
+    # Else a script's sys.exit(0) ends `xares embed` with exit code 0 and nothing embedded.
+    encoder = load_encoder(encoder_file(GOOD, (RETURN, leave)))
+    with pytest.raises(EncoderError, match=leave.partition(" ")[2].partition("(")[0]):
+        encoder.encode(torch.zeros(2, 16000))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"), [('.to("meta")', "a tensor without data"), (".to_sparse()", "a tensor of torch.sparse")]
+)
+def test_tensors_that_hold_no_frames_are_refused(encoder_file, change, found):
+    encoder = load_encoder(encoder_file(GOOD, (RETURN, f"x = {RETURN[7:]}; return x{change}")))
+    with pytest.raises(EncoderError, match=found):
+        encoder.encode(torch.zeros(2, 16000))
+
+
+@pytest.mark.parametrize("lengths", [None, (16000, 8000)])
+def test_a_module_that_works_in_place_leaves_the_audio_alone(encoder_file, lengths):
+    encoder = load_encoder(encoder_file(GOOD, (RETURN, f"audio.mul_(2); {RETURN}")))
+    audio, _ = noise(16000, 16000)
+    before = audio.clone()
+    counts = None if lengths is None else torch.tensor(lengths)
+    first, second = (encoder.encode(audio, counts)[0] for _ in range(2))
+    assert torch.equal(audio, before)
+    assert torch.equal(first, second)

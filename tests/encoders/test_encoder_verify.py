@@ -88,3 +88,10 @@ def test_relative_error_is_that_of_the_worst_frame():
     found[2] = 1.25
     assert relative_error(wanted, found) == pytest.approx(0.25)
     assert relative_error(wanted, wanted) == 0.0
+
+
+@pytest.mark.parametrize("error", ["MemoryError()", "torch.cuda.OutOfMemoryError('CUDA out of memory. Tried 2 GiB')"])
+def test_too_little_memory_is_a_sentence(encoder_file, error):
+    encoder = load_encoder(encoder_file(GOOD, ("return self.conv", f"raise {error}; return self.conv")))
+    with pytest.raises(EncoderError, match=r"memory of cpu does not hold(.|\n)*--device"):
+        verify_quick(encoder)

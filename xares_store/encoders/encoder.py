@@ -178,7 +178,8 @@ class Encoder:
         if len(counts) != batch or min(counts) < 1 or max(counts) > samples:
             raise ValueError(f"lengths must be {batch} numbers in 1 to {samples}; found {counts[:8]}")
         with torch.inference_mode():
-            audio = audio.to(self.device, torch.float32)
+            # A copy: a module that normalises in place must not change the caller's audio, which may be encoded again.
+            audio = audio.to(self.device, torch.float32, copy=True)
             # An out-of-range window is found from the clips themselves, not from how far the batch was padded.
             windows = [self._windows(count) for count in counts]
             if all(len(each) == 1 for each in windows) and (self.accepts_lengths or len(set(counts)) == 1):
@@ -233,7 +234,7 @@ class Encoder:
         self.module.eval()
         try:
             output = self.module(*arguments)
-        except Exception as error:
+        except (Exception, SystemExit, GeneratorExit) as error:  # an encoder that ends the process ends it as a failure
             if _out_of_memory(error):
                 if isinstance(error, torch.cuda.OutOfMemoryError):
                     raise
@@ -250,6 +251,8 @@ class Encoder:
             raise self._broken(shape, f"a tensor of shape {tuple(output.shape)}")
         if not output.is_floating_point():
             raise self._broken(shape, f"a tensor of {output.dtype}")
+        if output.is_meta or output.layout is not torch.strided:
+            raise self._broken(shape, "a tensor without data" if output.is_meta else f"a tensor of {output.layout}")
         self.raw_dtype = str(output.dtype).removeprefix("torch.")
         output = output.detach().to(self.device, torch.float32)
         valid = self._valid_frames(told, output.shape[1], shape)

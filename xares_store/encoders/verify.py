@@ -216,6 +216,14 @@ def verify_quick(encoder: Encoder) -> None:
     Raises:
         EncoderError: naming what was declared and what was found.
     """
-    check_hop(encoder)
-    check_repeatable(encoder)
-    check_neighbours(encoder)
+    try:
+        check_hop(encoder)
+        check_repeatable(encoder)
+        check_neighbours(encoder)
+    except torch.cuda.OutOfMemoryError as error:
+        raise EncoderError(
+            f"The memory of {encoder.device} does not hold the encoder and a few seconds of audio"
+            + (f": {str(error).strip().splitlines()[0]}" if str(error).strip() else "."),
+            where=encoder.name,
+            hint="Free memory there, or choose another --device.",
+        ) from error
