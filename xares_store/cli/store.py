@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xares_store.cli.common import console, emit, format_options, store_option
+from xares_store.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from xares_store.store.store import Store
