@@ -90,8 +90,11 @@ def load_task(spec: str | os.PathLike[str]) -> Task:
     raise _not_found(text)
 
 
-def load_tasks(specs: Iterable[str | os.PathLike[str]]) -> list[Task]:
+def load_tasks(specs: Iterable[str | os.PathLike[str] | Task]) -> list[Task]:
     """Load several tasks; a name may also be that of a suite. A task named twice is loaded once.
+
+    Args:
+        specs: names of tasks or suites, paths of task files, or tasks, which are taken as they are.
 
     Raises:
         TaskNotFoundError: a name is neither a task, nor a suite, nor a file.
@@ -99,18 +102,20 @@ def load_tasks(specs: Iterable[str | os.PathLike[str]]) -> list[Task]:
     """
     found: dict[str, Task] = {}
     for spec in specs:
-        text = os.fspath(spec)
-        members = [text] if text in _shipped() else list(_suites().get(text, (text,)))
+        members: Iterable[str | Task] = (spec,) if isinstance(spec, Task) else _members(os.fspath(spec))
         for member in members:
-            task = load_task(member)
+            task = member if isinstance(member, Task) else load_task(member)
             other = found.setdefault(task.name, task)
             if other.fingerprint != task.fingerprint:
                 raise TaskError(
                     f'Two different tasks are called "{task.name}": {task.address} and {other.address}.',
-                    where=text,
                     hint="Give one of them another name.",
                 )
     return list(found.values())
+
+
+def _members(name: str) -> tuple[str, ...]:
+    return (name,) if name in _shipped() else _suites().get(name, (name,))
 
 
 def _not_found(name: str) -> TaskNotFoundError:

@@ -10,10 +10,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
+from pathlib import PurePosixPath
+from urllib.parse import quote, unquote
 
 from braceexpand import braceexpand
 
 MAX_EXPANDED = 100_000
+SHARD_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
 _SPECIAL = re.compile(r"[*?\[]")
 _DRIVE = re.compile(r"^[A-Za-z]:")
@@ -76,6 +79,63 @@ def expand(pattern: str) -> tuple[str, ...]:
         ('a-0*.tar', 'a-1*.tar', 'a-2*.tar')
     """
     return tuple(islice(braceexpand(pattern), MAX_EXPANDED + 1))
+
+
+def shard_name(relative: str) -> str:
+    """Return a shard's name from its path below the data folder: one safe folder name, without ``.tar``.
+
+    Example:
+        >>> shard_name("train/part 1.tar.gz")
+        'train%2Fpart%201'
+    """
+    for suffix in SHARD_SUFFIXES:
+        if relative.lower().endswith(suffix) and len(relative) > len(suffix):
+            relative = relative[: -len(suffix)]
+            break
+    # "~" separates a part's sequence number in a store, and a leading dot marks temporary folders there.
+    name = quote(relative, safe="").replace("~", "%7E")
+    return "%2E" + name[1:] if name.startswith(".") else name
+
+
+def names_shard(patterns: Sequence[str], shard: str) -> bool:
+    """Tell whether a split's patterns name a shard of a store, whose file is not at hand.
+
+    Args:
+        patterns: braces and globs, as a task file has them.
+        shard: what :func:`shard_name` made of the file's path.
+
+    Example:
+        >>> names_shard(["train-{000..009}.tar.gz", "more/*.tar"], "train-007")
+        True
+        >>> names_shard(["train-{000..009}.tar.gz", "more/*.tar"], "train-010")
+        False
+    """
+    path = unquote(shard)
+    for pattern in patterns:
+        literals, globs = _names(pattern)
+        if shard in literals:
+            return True
+        for name in globs:
+            own = next((name[-len(suffix) :] for suffix in SHARD_SUFFIXES if name.lower().endswith(suffix)), "")
+            # Without "**/" as well: as a file finder reads it, it may stand for no folder at all.
+            wanted = {name, name.replace("**/", "")}
+            files = [path + suffix for suffix in {own, "", *SHARD_SUFFIXES}]
+            if any(intersection(glob, _escape(file)) is not None for glob in wanted for file in files):
+                return True
+    return False
+
+
+@lru_cache(maxsize=64)
+def _names(pattern: str) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Expand a pattern into names of shards and into globs over files."""
+    files = [PurePosixPath(name).as_posix() for name in expand(pattern)]
+    literals = frozenset(shard_name(file) for file in files if not _SPECIAL.search(file))
+    return literals, tuple(file for file in files if _SPECIAL.search(file))
+
+
+def _escape(text: str) -> str:
+    """Write a file's name as a glob that matches it alone."""
+    return _SPECIAL.sub(lambda found: f"[{found[0]}]", text)
 
 
 def first_overlap(groups: Mapping[str, Sequence[str]]) -> tuple[str, str, str, str, str] | None:

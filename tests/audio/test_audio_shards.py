@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xares_store.audio.shards import find_shards, natural_key, shard_name
+from xares_store.audio.shards import find_shards, natural_key
 from xares_store.errors import ShardError
 from xares_store.task import Task
 
@@ -131,16 +131,6 @@ def test_two_files_of_one_name_are_an_error(tmp_path: Path) -> None:
 def test_hidden_copies_and_folders_are_left_out(tmp_path: Path) -> None:
     touch(tmp_path / "toy", "a.tar", "._a.tar", "b.tar/x")
     assert names(find_shards(task(train="*.tar"), tmp_path)) == {"train": ["a"]}
-
-
-@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=30))
-def test_a_shard_name_is_one_safe_folder_name(relative: str) -> None:
-    name = shard_name(relative + ".tar")
-    assert name == shard_name(relative + ".tar.gz")
-    assert name
-    assert not set(name) & set('/\\~:*?"<>| \n')
-    assert not name.startswith(".")
-    assert name.isascii()
 
 
 @given(st.lists(st.text("ab01²٣.-", max_size=6)))

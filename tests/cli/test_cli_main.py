@@ -89,6 +89,20 @@ def test_output_for_programs_is_complete(store: Path) -> None:
     assert board[0]["protocol"] == "strict"
 
 
+def test_rows_that_differ_in_settings_alone_say_how(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--store", str(store), "--probe", "knn"]) == 0
+    capsys.readouterr()
+    assert main(["leaderboard", "--store", str(store)]) == 0
+    assert "settings" not in capsys.readouterr().out
+    assert main(["evaluate", "--store", str(store), "--probe", "knn", "--k", "3"]) == 0
+    capsys.readouterr()
+    assert main(["leaderboard", "--store", str(store)]) == 0
+    shown = capsys.readouterr().out
+    assert "k: 3" in shown
+    assert "k: 5" in shown
+    assert "temperature" not in shown
+
+
 def test_dry_run_writes_nothing(toy: Toy, encoder_file: Path, tmp_path: Path) -> None:
     done = run(
         "embed",

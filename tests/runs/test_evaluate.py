@@ -8,17 +8,21 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.toy import Toy, write_tar
-from xares_store.errors import ConfigError, CorruptError, LabelError, StoreError, TaskError, XaresError
+from xares_store.catalog import suites
+from xares_store.errors import ConfigError, CorruptError, LabelError, ShardError, StoreError, TaskError, XaresError
+from xares_store.metrics import registry
 from xares_store.runs.compare import compare
 from xares_store.runs.embed import embed
 from xares_store.runs.evaluate import evaluate
 from xares_store.runs.leaderboard import leaderboard_rows
+from xares_store.runs.plan import select_tasks
 from xares_store.store.store import Store
 
 
@@ -109,6 +113,16 @@ def test_where_restricts_training_and_test_alike(store: Path) -> None:
         evaluate(store, probes=["knn"], where="durations < 3")
     with pytest.raises(XaresError):
         evaluate(store, probes=["knn"], where="duration_s < 0")
+
+
+def test_another_version_of_the_metric_is_another_score(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = evaluate(store, probes=["knn"]).results[0]
+    monkeypatch.setitem(registry._METRICS, "accuracy", replace(registry.metric_for("accuracy"), version="2"))
+    second = evaluate(store, probes=["knn"]).results[0]
+    assert not second.reused
+    assert first.run_id != second.run_id
+    details = [Store.open(store).read_run(run.run_id).details for run in (first, second)]
+    assert [one["metric_version"] for one in details] == ["1", "2"]
 
 
 def test_protocols_are_named_and_never_averaged(store: Path) -> None:
@@ -231,7 +245,7 @@ def test_shards_dealt_to_other_folds_are_never_trained_and_tested_on(
     turned = text.replace("fold0.tar", "x").replace("fold1.tar", "fold0.tar").replace("x", "fold1.tar", 1)
     assert turned != text
     toy.task.write_text(turned)
-    with pytest.raises(StoreError, match="needs the splits|names"):
+    with pytest.raises(StoreError, match="needs the splits"):
         evaluate(tmp_path / "s", tasks=[str(toy.task)], probes=["knn"])
     embed(str(encoder_file), [str(toy.task)], **arguments)
     second = evaluate(tmp_path / "s", tasks=[str(toy.task)], probes=["knn"])
@@ -254,7 +268,7 @@ def test_dropped_counts_samples_to_test_alone(make_toy: Callable[..., Toy], enco
         write_tar(shard, [*members, *((f"bad{number}.json", b'{"kind": "hum"}') for number in range(bad))])
     text = toy.task.read_text()
     fixed = 'splits = { train = ["fold0.tar"], valid = ["fold1.tar"], test = ["fold2.tar"] }'
-    for scheme, dropped in (([line for line in text.splitlines() if line.startswith("folds")][0], 6), (fixed, 3)):
+    for scheme, dropped in ((next(line for line in text.splitlines() if line.startswith("folds")), 6), (fixed, 3)):
         toy.task.write_text("\n".join(scheme if line.startswith("folds") else line for line in text.splitlines()))
         embed(str(encoder_file), [str(toy.task)], store=tmp_path / "s", data=toy.root, workers=0)
         report = evaluate(tmp_path / "s", tasks=[str(toy.task)], probes=["knn"])
@@ -274,11 +288,21 @@ def test_crops_of_a_recording_vote_under_strict_and_stand_alone_under_published(
     assert {r.n_test for r in published.results} == {crops}
 
 
+def test_a_suite_stands_for_its_tasks(store: Path, toy: Toy, tmp_path: Path) -> None:
+    report = evaluate(store, tasks=["xares", str(toy.task)], probes=["knn"])
+    assert [result.task for result in report.results] == ["toy"]
+    assert {task for _, task, _ in report.failed} == set(suites()["xares"])
+    with pytest.raises(ShardError, match="asvspoof"):
+        select_tasks(["xares"], tmp_path)
+
+
 def test_names_that_do_not_exist_get_a_suggestion(store: Path) -> None:
     with pytest.raises(ConfigError, match="BandEncoder"):
         evaluate(store, encoders=["BandEncodr"])
     with pytest.raises(TaskError, match="toy"):
         evaluate(store, tasks=["toi"])
+    with pytest.raises(TaskError, match='Did you mean "toy"'):
+        leaderboard_rows(store, tasks=["toi"])
     with pytest.raises(ConfigError, match="mlp"):
         evaluate(store, probes=["mpl"])
     with pytest.raises(ConfigError, match="strict"):
@@ -340,6 +364,13 @@ def test_compare_pairs_predictions_and_corrects_for_the_number_of_rows(
     assert [row.p for row in back] == pytest.approx([row.p for row in rows], abs=0.02)
     with pytest.raises(ConfigError, match="twice"):
         compare(tmp_path / "s", names[0], names[0])
+    with pytest.raises(TaskError, match='Did you mean "toy"'):
+        compare(tmp_path / "s", names[0], names[1], tasks=["toi"])
+    toy.task.write_text(toy.task.read_text().replace("Toy", "Another definition"))
+    evaluate(tmp_path / "s", tasks=[str(toy.task)], probes=["knn"])
+    again = compare(tmp_path / "s", names[0], names[1], probes=["knn"])
+    assert [row.n for row in again] == [toy.clips, toy.clips]
+    assert len({row.task_address for row in again}) == 2
 
 
 def test_fewer_neighbours_than_asked_for_is_said(store: Path) -> None:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import glob
 import re
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xares_store.patterns import expand, first_overlap, intersection, path_problem, pattern_problem
+from xares_store.patterns import (
+    expand,
+    first_overlap,
+    intersection,
+    names_shard,
+    path_problem,
+    pattern_problem,
+    shard_name,
+)
 
 
-def matches(glob: str, name: str) -> bool:
-    parts = re.split(r"(\*\*|\*|\?)", glob)
+def matches(pattern: str, name: str) -> bool:
+    parts = re.split(r"(\*\*|\*|\?)", pattern)
     wild = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
     return re.fullmatch("".join(wild.get(part, re.escape(part)) for part in parts), name) is not None
 
@@ -32,9 +41,9 @@ def test_intersection_agrees_with_matching(one: str, other: str, names: list[str
         assert matches(other, witness)
 
 
-@given(glob=st.text(alphabet="ab*?", min_size=1, max_size=7))
-def test_every_pattern_overlaps_itself(glob: str) -> None:
-    assert intersection(glob, glob) is not None
+@given(pattern=st.text(alphabet="ab*?", min_size=1, max_size=7))
+def test_every_pattern_overlaps_itself(pattern: str) -> None:
+    assert intersection(pattern, pattern) is not None
 
 
 @pytest.mark.parametrize(
@@ -88,3 +97,47 @@ def test_accepted_patterns_stay_below_the_folder(pattern: str) -> None:
 @pytest.mark.parametrize("pattern", ["a\nb.tar", "a\x00.tar", "{a,b}" * 20, "{0..99999}{0..99999}"])
 def test_refused_patterns(pattern: str) -> None:
     assert pattern_problem(pattern)
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=30))
+def test_a_shard_name_is_one_safe_folder_name(relative: str) -> None:
+    name = shard_name(relative + ".tar")
+    assert name == shard_name(relative + ".tar.gz")
+    assert name
+    assert not set(name) & set('/\\~:*?"<>| \n')
+    assert not name.startswith(".")
+    assert name.isascii()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "a-{1..3}.tar",
+        "a-*.tar",
+        "sub/c*.tar.gz",
+        "**/a-1.tar",
+        "**/*",
+        "./a-[12].tar",
+        "D*.TAR",
+        "{a,b}-1.t*",
+        "odd [[]1[]].tar",
+        "odd [?]?.tar",
+    ],
+)
+def test_a_stored_shard_is_named_by_the_patterns_that_find_its_file(pattern: str, tmp_path: Path) -> None:
+    files = [
+        "a-1.tar", "a-2.tar", "a-10.tar", "b-1.tar.gz", "sub/a-1.tar", "sub/c.tar.gz", "sub/deep/a-1.tar", "D.TAR",
+        "odd [1].tar", "odd ?x.tar", "~x.tar", ".hidden/a-1.tar",
+    ]  # fmt: skip
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    found = {
+        PurePosixPath(hit).as_posix()
+        for name in expand(pattern)
+        for hit in glob.glob(name, root_dir=tmp_path, recursive=True)  # noqa: PTH207 - as shards are found
+        if (tmp_path / hit).is_file()
+    }
+    assert found
+    visible = [file for file in files if not file.startswith(".")]
+    assert {file for file in visible if names_shard([pattern], shard_name(file))} == found

@@ -11,18 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from xares_store.audio.samples import FileRange, Sample, iter_samples
 from xares_store.errors import ShardError, did_you_mean
-from xares_store.patterns import expand
+from xares_store.patterns import SHARD_SUFFIXES, expand, shard_name
 
 if TYPE_CHECKING:
     from xares_store.task import Task
 
-__all__ = ["FileRange", "Sample", "Shard", "find_shards", "iter_samples", "natural_key", "shard_name"]
+__all__ = ["FileRange", "Sample", "Shard", "find_shards", "iter_samples", "natural_key"]
 
-_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 _LISTED = 8
 
 
@@ -91,22 +89,6 @@ def find_shards(task: Task, data_root: Path) -> dict[str, list[Shard]]:
     return shards
 
 
-def shard_name(relative: str) -> str:
-    """Return a shard's name from its path below the data folder: one safe folder name.
-
-    Example:
-        >>> shard_name("train/part 1.tar.gz")
-        'train%2Fpart%201'
-    """
-    for suffix in _SUFFIXES:
-        if relative.lower().endswith(suffix) and len(relative) > len(suffix):
-            relative = relative[: -len(suffix)]
-            break
-    # "~" separates a part's sequence number in a store, and a leading dot marks temporary folders there.
-    name = quote(relative, safe="").replace("~", "%7E")
-    return "%2E" + name[1:] if name.startswith(".") else name
-
-
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """Sort key that puts ``part-2`` before ``part-10``.
 
@@ -158,7 +140,7 @@ def _contents(folder: Path) -> str:
 
 
 def _tars(folder: Path) -> list[str]:
-    return [entry.name for entry in folder.iterdir() if entry.name.lower().endswith(_SUFFIXES)]
+    return [entry.name for entry in folder.iterdir() if entry.name.lower().endswith(SHARD_SUFFIXES)]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -18,7 +18,11 @@ SHOWN_FAILURES = 10
 )
 @click.option("--encoder-arg", "encoder_args", multiple=True, metavar="KEY=VALUE", help="Argument of the constructor.")
 @click.option(
-    "--task", "tasks", multiple=True, metavar="TASK", help="Name or path of a task file [default: all with audio]."
+    "--task",
+    "tasks",
+    multiple=True,
+    metavar="TASK",
+    help="Task, suite or path of a task file [default: all with audio].",
 )
 @data_option
 @store_option

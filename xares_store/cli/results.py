@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,7 +15,10 @@ from xares_store.cli.common import emit, format_options, store_option
 LEADERBOARD = (
     "task", "encoder", "probe", "protocol", "metric", "score", "low", "high", "n_seeds", "seed_sd", "n_test", "weight",
 )  # fmt: skip
-COMPARE = ("task", "probe", "protocol", "n", "a", "b", "difference", "low", "high", "p", "p_holm", "settings", "where")
+COMPARE = (
+    "task", "probe", "protocol", "n", "a", "b", "difference", "low", "high", "p", "p_holm", "settings", "where",
+    "task_address",
+)  # fmt: skip
 
 
 @click.command()
@@ -39,17 +46,41 @@ def leaderboard(
     columns, rows = leaderboard_rows(
         store, tasks=tasks, encoders=encoders, probes=probes, protocols=(protocol,) if protocol else ()
     )
-    if fmt == "table":  # programs get every column, people the ones that fit
-        places = [columns.index(name) for name in LEADERBOARD]
-        columns, rows = list(LEADERBOARD), [tuple(row[place] for place in places) for row in rows]
-        same = {
-            name for name in ("protocol", "metric") if len({row[columns.index(name)] for row in rows}) == 1 and rows
-        }
-        title = ", ".join(f"{name}: {rows[0][columns.index(name)]}" for name in ("protocol", "metric") if name in same)
-        shown = [index for index, name in enumerate(columns) if name not in same]
-        emit([columns[i] for i in shown], [tuple(row[i] for i in shown) for row in rows], title=title or None)
+    if fmt == "table":  # programs get every column, people the ones that fit and tell rows apart
+        records = [dict(zip(columns, row, strict=True)) for row in rows]
+        same = [name for name in ("protocol", "metric") if len({record[name] for record in records}) == 1]
+        title = ", ".join(f"{name}: {records[0][name]}" for name in same)
+        _emit_short(records, [name for name in LEADERBOARD if name not in same], title, ("task", "encoder"))
         return
     emit(columns, rows, fmt=fmt)
+
+
+def _emit_short(
+    records: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str, apart: tuple[str, ...]
+) -> None:
+    """Print some columns; where rows agree in ``apart``, probe and protocol, also how their settings differ."""
+    groups: defaultdict[tuple[object, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for record in records:
+        groups[tuple(record[name] for name in (*apart, "probe", "protocol"))].append(record)
+    notes: dict[int, str] = {}
+    for members in groups.values():
+        settings = [
+            {
+                **json.loads(record["settings"]),
+                **{name: record[name] for name in ("where", "task_address", "parts_digest") if record.get(name)},
+            }
+            for record in members
+        ]
+        differing = [
+            name
+            for name in dict.fromkeys(n for one in settings for n in one)
+            if len({str(one.get(name)) for one in settings}) > 1
+        ]
+        for record, one in zip(members, settings, strict=True):
+            notes[id(record)] = ", ".join(f"{name}: {one[name]}" for name in differing if name in one)
+    shown = [*columns, "settings"] if any(notes.values()) else list(columns)
+    rows = [[notes[id(record)] if name == "settings" else record[name] for name in shown] for record in records]
+    emit(shown, rows, title=title or None)
 
 
 @click.command()
@@ -70,9 +101,9 @@ def compare(
     from xares_store.runs.compare import compare as compare_encoders
 
     found = compare_encoders(store, encoder_a, encoder_b, tasks=tasks, probes=probes)
-    rows = [tuple(getattr(row, name) for name in COMPARE) for row in found]
     if fmt == "table":
+        records = [{name: getattr(row, name) for name in COMPARE} for row in found]
         title = f"a = {encoder_a}, b = {encoder_b}"
-        emit(COMPARE[:-2], [row[:-2] for row in rows], title=title)
+        _emit_short(records, COMPARE[: COMPARE.index("settings")], title, ("task",))
         return
-    emit(COMPARE, rows, fmt=fmt)
+    emit(COMPARE, [tuple(getattr(row, name) for name in COMPARE) for row in found], fmt=fmt)

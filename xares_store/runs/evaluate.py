@@ -11,6 +11,7 @@ from typing import Any
 
 from xares_store.catalog import load_tasks
 from xares_store.errors import ConfigError, TaskNotFoundError, XaresError
+from xares_store.metrics.registry import metric_for
 from xares_store.probes.probe import PROBES
 from xares_store.runs.features import Features, choose_encoders, load_features, parts_digest, task_named
 from xares_store.runs.outcomes import outcomes
@@ -217,7 +218,7 @@ def _run_probe(
             "weight": _weight(task, request.protocol, one.n_test),
             "main_metric": task.metric.name,
             "scores": one.scores,
-            "details": one.details,
+            "details": {"metric_version": metric_for(task.metric.name).version, **one.details},
         }
         store.write_run(run_id, run, one.predictions, one.tensors)
         results.append(_result(store.read_run(run_id), reused=False))

@@ -8,6 +8,7 @@ from typing import Any
 
 from xares_store.errors import ConfigError, ProbeError, did_you_mean
 from xares_store.fingerprint import fingerprint
+from xares_store.metrics.registry import metric_for
 from xares_store.probes.probe import PROBES
 from xares_store.protocol import PROTOCOLS
 from xares_store.task import Task
@@ -101,13 +102,14 @@ def settings_for(task: Task, probe: str, request: Request) -> dict[str, Any]:
 def run_name(
     encoder: str, task: Task, probe: str, request: Request, settings: dict[str, Any], seed: int | None, digest: str
 ) -> str:
-    """Return the name of a run: equal embeddings, task, probe, settings and seed give equal names."""
+    """Return the name of a run: equal embeddings, task, probe, metric, settings and seed give equal names."""
     identity = {
         "parts": digest,
         "encoder": encoder,
         "task": task.fingerprint,
         "probe": probe,
         "probe_version": PROBES[probe].version,
+        "metric_version": metric_for(task.metric.name).version,
         "protocol": request.protocol,
         "settings": settings,
         "where": request.where,
