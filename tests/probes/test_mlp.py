@@ -350,3 +350,16 @@ def test_unusable_input():
     ]:
         with pytest.raises(ProbeError, match=message):
             call()
+
+
+def test_a_batch_larger_than_the_training_clips_is_all_of_them():
+    # Memory for the batch that was asked for would be 8 TB here, and 10**20 does not fit a tensor at all.
+    features, target = make_data(60, 8, 3)
+    jobs = make_jobs(60, 3, 1)
+    runs = [
+        train_mlp(features, target, 3, jobs, MlpSettings(epochs=3, batch_size=size, learning_rates=(1e-2,)))
+        for size in (60, 10**12, 10**20)
+    ]
+    for run in runs[1:]:
+        for one, other in zip(runs[0], run, strict=True):
+            np.testing.assert_array_equal(one.probabilities, other.probabilities)
