@@ -118,10 +118,10 @@ SELECT encoder, task, split, shard, sequence, final, n_samples, n_clips, n_failu
 FROM cache.part;
 
 -- clips: a row a clip (or crop) and encoder. offset: its first frame inside the part; "row": its row in the pooled
---   vectors; label: the JSON beside the audio as it came, e.g. label->>'category'.
+--   vectors; label: the JSON beside the audio as it came, e.g. label->>'category' (as one text where it is no JSON).
 CREATE VIEW clips AS
 SELECT p.encoder, p.task, p.split, p.shard, p.sequence, c.clip_id, c.key, c.crop, c.start_s, c.duration_s, c."offset",
-       c.n_frames, c.label::JSON AS label, c."row"
+       c.n_frames, coalesce(try_cast(c.label AS JSON), to_json(c.label)) AS label, c."row"
 FROM cache.clip c JOIN cache.part p ON p.id = c.part;
 
 -- failures: a row a sample that could not become a clip, with the reason.
@@ -130,7 +130,7 @@ SELECT p.encoder, p.task, p.split, p.shard, p.sequence, f.key, f.kind, f.reason
 FROM cache.failure f JOIN cache.part p ON p.id = f.part;
 
 -- runs: a row an evaluation: one probe trained and tested with one seed. task: name; task_address: name@fp8 of the whole
---   definition; audio_address: what the embeddings are stored under; n_dropped: test samples without an embedding.
+--   definition; audio_address: what the embeddings are stored under; n_dropped: samples without an embedding.
 CREATE VIEW runs AS
 SELECT run_id, encoder, task, task_address, audio_address, probe, probe_version, protocol, seed, settings::JSON AS settings,
        "where", parts_digest, started, seconds, device, versions::JSON AS versions, n_test, n_dropped, weight, main_metric,

@@ -37,6 +37,7 @@ def put_part(
     failures: int = 1,
     dtype: Any = "float16",
     prefix: str | None = None,
+    labels: list[str] | None = None,
 ) -> Part:
     """Commit a small part: clips named after their shard, labels by row, one failure."""
     where = where or address()
@@ -50,7 +51,7 @@ def put_part(
             0,
             0.0,
             len(values) / 100,
-            f'{{"label": {row}, "category": "c{row % 2}"}}',
+            labels[row] if labels else f'{{"label": {row}, "category": "c{row % 2}"}}',
         )
         writer.add(clip, values, values.mean(axis=0))
     for number in range(failures):

@@ -91,6 +91,19 @@ def test_sql_formats(full: Store, tmp_path: Path) -> None:
     assert pq.ParquetFile(tmp_path / "out.parquet").read().to_pylist() == wanted
 
 
+def test_sql_parquet_is_a_whole_file_or_the_old_one(full: Store, tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+    assert _sql(full, "select 1 as a", "--parquet", str(path)).exit_code == 0
+    before = path.read_bytes()
+    failed = _sql(full, "select interval 3 day as a", "--parquet", str(path))
+    assert isinstance(failed.exception, QueryError)
+    assert "varchar" in str(failed.exception)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.glob("*out*")] + [*map(str, tmp_path.glob(".tmp*"))] == ["out.parquet"]
+    nowhere = _sql(full, "select 1", "--parquet", str(tmp_path / "none" / "out.parquet"))
+    assert "There is no folder" in str(nowhere.exception)
+
+
 def test_sql_limits_only_the_table(full: Store) -> None:
     result = _sql(full, "select clip_id from clips", "--limit", "2")
     assert "2 of 9 rows" in result.stderr

@@ -248,6 +248,34 @@ def test_parameters_and_plain_numbers(full: Store) -> None:
     assert table.to_pylist() == [{"s": 24, "m": pytest.approx(8 / 3), "d": 1.5}]
 
 
+def test_numbers_and_names_that_do_not_fit_are_not_bent(full: Store) -> None:
+    big = full.sql("select sum(9223372036854775807) as s, 12345678901234567890::decimal(38, 0) as d from range(3)")
+    assert big.to_pylist() == [{"s": pytest.approx(3 * 2.0**63), "d": pytest.approx(12345678901234567890)}]
+    assert full.sql("select 1 as a, 2 as a, 3 as a_1").to_pylist() == [{"a": 1, "a_1": 2, "a_1_1": 3}]
+
+
+def test_text_that_is_not_unicode(full: Store) -> None:
+    for query in (lambda: full.sql("select '\udcff'"), lambda: full.pooled(ENCODER, TASK, "clip_id = '\udcff'")):
+        with pytest.raises(QueryError, match="UTF-8"):
+            query()
+
+
+def test_one_odd_label_does_not_spoil_the_others(store: Store) -> None:
+    # Python's JSON lets half of a surrogate pair pass, DuckDB's does not.
+    labels = ['{"category":"dog","note":"\\ud800"}', '{"category":"cat","note":"\\ud83d\\ude00"}', "no JSON"]
+    put_part(store, labels=labels)
+    assert store.sql("select label->>'category' as c, label->>'note' as n from clips order by \"row\"").to_pylist() == [
+        {"c": "dog", "n": "?"},
+        {"c": "cat", "n": "\N{GRINNING FACE}"},
+        {"c": None, "n": None},
+    ]
+    assert store.clips().num_rows == 3
+    rows = store.pooled(ENCODER, TASK)[1].column("label").to_pylist()
+    assert rows == labels  # as they came
+    where = "case when label like 'no%' then false else label->>'note' = '?' end"
+    assert store.pooled(ENCODER, TASK, where)[0].shape[0] == 1
+
+
 def test_queries_from_threads(full: Store) -> None:
     found, errors = [], []
 

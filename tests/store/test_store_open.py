@@ -99,7 +99,8 @@ def test_pooled_where(full: Store) -> None:
 
 @pytest.mark.parametrize(
     "where",
-    ["duration < 3", "1; drop table clips", "true) or (select count(*) from read_text('/etc/passwd')) > 0 --", "",
+    ["duration < 3", "1; drop table clips", "true) or (select count(*) from read_text('/etc/passwd')) > 0 --", "", " \n",
+     "random() < 0.5",
      "clip_id in (select content from read_text('/etc/hostname'))"],
 )  # fmt: skip
 def test_pooled_where_is_a_predicate_and_reads_nothing_else(full: Store, where: str) -> None:

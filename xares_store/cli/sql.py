@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from xares_store.cli.common import console, emit, format_options, store_option
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @click.command("sql")
@@ -31,12 +36,7 @@ def sql(query: str, parquet: Path | None, limit: int, store: Path, fmt: str) -> 
 
     table = Store.open(store).sql(query)
     if parquet is not None:
-        import pyarrow.parquet as pq
-
-        from xares_store.store.files import disk_errors
-
-        with disk_errors(parquet.parent, f"writing {parquet.name}"):
-            pq.write_table(table, parquet)
+        _write_parquet(table, parquet)
         console.print(f"Wrote {table.num_rows:,} rows to {parquet}.")
         return
     shown = table.slice(0, limit) if fmt == "table" and limit else table
@@ -45,3 +45,31 @@ def sql(query: str, parquet: Path | None, limit: int, store: Path, fmt: str) -> 
     emit(shown.column_names, rows, fmt=fmt)
     if shown.num_rows < table.num_rows:
         console.print(f"{limit:,} of {table.num_rows:,} rows; --limit 0 shows all.")
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    """Write a whole file or leave what was there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from xares_store.errors import ConfigError, QueryError
+    from xares_store.store.files import temporary_name
+
+    if not path.parent.is_dir():
+        raise ConfigError(f"There is no folder {path.parent} to write to.", where=f"--parquet {path}")
+    temporary = path.with_name(temporary_name())
+    try:
+        pq.write_table(table, temporary)
+        temporary.replace(path)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise QueryError(
+            f"Parquet cannot hold the result ({error}).", where=f"--parquet {path}", hint="Cast the column to varchar."
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"The result cannot be written: {os.strerror(error.errno) if error.errno else error}.",
+            where=f"--parquet {path}",
+            hint="Choose another folder.",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from xares_store.fingerprint import sha256_text
 from xares_store.store.files import sync_file, temporary_name
 from xares_store.store.layout import EMBEDDINGS, FORMAT_VERSION, INDEX, PART_MANIFEST, RUN_MANIFEST, RUNS, RunManifest
 from xares_store.store.part import Part
-from xares_store.store.query import LOCKED
+from xares_store.store.query import LOCKED, readable
 from xares_store.store.run import read_predictions, read_run
 from xares_store.store.tree import folders, part_folders
 
@@ -227,7 +227,7 @@ def _load(connection: duckdb.DuckDBPyConnection, root: Path, new: Stamps) -> Non
             rows["part"].append(_part_row(part, number))
             rows["failure"] += [{"part": number, **item.model_dump()} for item in part.manifest.failures]
             position = pa.array(np.arange(len(clips), dtype=np.int32))
-            tables["clip"].append(_numbered(clips, "part", number).append_column("row", position))
+            tables["clip"].append(_numbered(readable(clips), "part", number).append_column("row", position))
         else:
             run = read_run(root, folder.name)
             rows["run"].append(_run_row(run, number))

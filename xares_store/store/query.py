@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +31,8 @@ LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "lock_configuration": "true",
 }
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
 
 def select_rows(clips: pa.Table, where: str) -> NDArray[np.int64]:
     """Return the row numbers, ascending, of the clips a SQL predicate selects.
@@ -42,7 +46,10 @@ def select_rows(clips: pa.Table, where: str) -> NDArray[np.int64]:
     """
     import duckdb
 
-    numbered = clips.append_column("_row", pa.array(np.arange(len(clips), dtype=np.int64)))
+    if not where.strip():
+        raise QueryError("Expected a SQL predicate, found nothing.", hint='For example "duration_s < 3".')
+    _refuse_undecodable(where)
+    numbered = readable(clips).append_column("_row", pa.array(np.arange(len(clips), dtype=np.int64)))
     with duckdb.connect(":memory:", config=LOCKED) as connection:
         connection.register("clips", numbered)
         # The line breaks keep a comment inside the predicate from swallowing the closing bracket.
@@ -51,10 +58,47 @@ def select_rows(clips: pa.Table, where: str) -> NDArray[np.int64]:
             statements = connection.extract_statements(query)
             if len(statements) != 1:
                 raise QueryError("Expected one SQL predicate, found several statements.", where=where)
-            rows = connection.execute(statements[0]).fetchnumpy()["_row"]
+            rows, again = (connection.execute(query).fetchnumpy()["_row"] for _ in range(2))
         except duckdb.Error as error:
             raise query_error(error, where, clips.column_names) from error
+    if not np.array_equal(rows, again):
+        raise QueryError(
+            "The predicate selects other clips each time, so that nothing made from it could be repeated.",
+            where=where,
+            hint="Instead of random(), say hash(clip_id) % 10 < 9.",
+        )
     return np.asarray(rows, dtype=np.int64)
+
+
+def readable(clips: pa.Table) -> pa.Table:
+    """Return clip rows whose label JSON SQL can read: half of a surrogate pair, which Python lets pass, becomes ``?``.
+
+    One such label would make every query fail that looks at labels.
+    """
+    place = clips.column_names.index("label")
+    column = clips.column(place)
+    if not any(data and _SURROGATE.search(data) for chunk in column.chunks for data in chunk.buffers()[2:]):
+        return clips
+    labels = pa.array([_whole(text) for text in column.to_pylist()], pa.string())
+    return clips.set_column(place, "label", labels)
+
+
+def _whole(label: str) -> str:
+    if not _SURROGATE.search(label.encode()):
+        return label
+    try:
+        return json.dumps(json.loads(label), ensure_ascii=False).encode("utf-8", "replace").decode()
+    except (ValueError, RecursionError):  # no JSON: the view shows it as text
+        return label
+
+
+def _refuse_undecodable(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise QueryError(
+            f"The SQL is not UTF-8 text (character {error.start}).", hint="Type the query in a UTF-8 terminal."
+        ) from None
 
 
 _QUERIES = (
@@ -88,6 +132,7 @@ def _index_is_broken(error: Exception) -> bool:
 
 
 def _fetch(connection: duckdb.DuckDBPyConnection, query: str, params: Params) -> pa.Table:
+    _refuse_undecodable(query)
     count = len(connection.extract_statements(query))
     if count != 1:
         raise QueryError(f"Expected one SQL statement, found {count}.", where=query)
@@ -95,14 +140,31 @@ def _fetch(connection: duckdb.DuckDBPyConnection, query: str, params: Params) ->
     if relation is None:
         raise QueryError("Expected a statement that returns rows.", where=query, hint="Start it with select.")
     table = relation.to_arrow_table()
-    return table.cast(pa.schema([_plain_field(field) for field in table.schema]), safe=False)
+    return pa.table([_plain(column) for column in table.columns], names=_distinct(table.column_names))
 
 
-def _plain_field(field: pa.Field) -> pa.Field:
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Sums of integers come as 128-bit decimals, which few tools know: give them as numbers everybody reads."""
-    if pa.types.is_decimal(field.type):
-        return field.with_type(pa.int64() if field.type.scale == 0 else pa.float64())
-    return field
+    if not pa.types.is_decimal(column.type):
+        return column
+    if column.type.scale == 0:
+        try:
+            return column.cast(pa.int64())
+        except pa.ArrowInvalid:  # beyond 64 bits
+            pass
+    return column.cast(pa.float64())
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Number repeated names, as DuckDB does inside a query: a row as a dictionary would lose all but the last."""
+    found: dict[str, None] = {}
+    for name in names:
+        new, count = name, 0
+        while new in found:
+            count += 1
+            new = f"{name}_{count}"
+        found[new] = None
+    return list(found)
 
 
 def query_error(error: Exception, query: str, columns: Sequence[str] | None = None) -> QueryError:
