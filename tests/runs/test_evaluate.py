@@ -318,6 +318,7 @@ def test_names_that_do_not_exist_get_a_suggestion(store: Path) -> None:
         {"epochs": -3},
         {"temperature": 0.0},
         {"seeds": 0},
+        {"seeds": [-1]},
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(store: Path, bad: dict[str, object]) -> None:

@@ -19,15 +19,15 @@ from xares_store.clip import Failure
 from xares_store.device import resolve_device, set_threads, usable_cores
 from xares_store.encoders.encoder import Encoder, load_encoder
 from xares_store.encoders.verify import verify_quick
-from xares_store.errors import ConfigError, XaresError
+from xares_store.errors import ConfigError, CorruptError, XaresError
 from xares_store.runs.budget import measure_budget
 from xares_store.runs.feed import Ended, Feed, Item, Reused, Started
 from xares_store.runs.plan import select_tasks
 from xares_store.runs.progress import Meter
 from xares_store.runs.provenance import versions
 from xares_store.runs.shard_run import ShardRun, Work
-from xares_store.runs.state import ShardState, batch_plan_path, expect_shards, read_json, states_of
-from xares_store.store.layout import atomic_write
+from xares_store.runs.state import ShardState, batch_plan_path, expect_shards, read_json, state_now, states_of
+from xares_store.store.files import write_once
 from xares_store.store.store import Store
 from xares_store.task import Task
 
@@ -182,8 +182,12 @@ def _embed_task(
         budget_s, window_s = 0.0, 0.0
     report.batch_s[task.name] = budget_s
     with ThreadPoolExecutor(1, thread_name_prefix="xares-commit") as commits:
+
+        def now(shard: Shard) -> ShardState:
+            return state_now(store, encoder.address, address, shard.split, shard.name)
+
         waiting = int(2 * max(window_s, MIN_WINDOW_S) * encoder.sample_rate_hz * 4)
-        feed = Feed(todo, pool, rate_hz=encoder.sample_rate_hz, crop=crop, max_bytes=waiting)
+        feed = Feed(shards, now, pool, rate_hz=encoder.sample_rate_hz, crop=crop, max_bytes=waiting)
         alone = feed.resting if encoder.device == "cpu" else nullcontext
         work = Work(store, encoder, address, budget_s, window_s, dtype, commits, alone, versions())
         try:
@@ -281,7 +285,12 @@ def _batch_plan(
     path = batch_plan_path(store, encoder.address, audio_address, encoder.device)
     recorded = read_json(path)
     if batch_seconds is None and recorded is not None:
-        return float(recorded["batch_s"]), float(recorded["window_s"])
+        try:
+            return float(recorded["batch_s"]), float(recorded["window_s"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptError(
+                "The recorded batch budget cannot be read.", where=path, hint="Remove the file; it is measured again."
+            ) from error
     trials: list[Any] = []
     if batch_seconds is None:
         pending = next(shard for shard, state in todo if not state.done)
@@ -295,7 +304,8 @@ def _batch_plan(
             "trials": [[trial.items, trial.batch_s, trial.cost] for trial in trials],
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, (json.dumps(plan, indent=1) + "\n").encode())
+        if not write_once(path, (json.dumps(plan, indent=1) + "\n").encode()):
+            return _batch_plan(store, encoder, audio_address, todo, crop, None)  # another process was quicker
     return batch_seconds, window_s
 
 

@@ -169,14 +169,17 @@ def _evaluate_pair(
             if features is None:
                 features = load_features(store, encoder, task, protocol=request.protocol, where=request.where)
                 store.put_task(task.address, task.to_toml())
-            report.results += _run_probe(store, encoder, task, probe, request, settings, missing, digest, features)
+            report.results += _run_probe(
+                store, encoder, task, probe, request, settings, missing, digest, features, meter
+            )
             smallest = min(len(fold.knn_train) for fold in features.folds)
             if probe == "knn" and smallest < settings["k"]:
                 report.notes.append(
                     f"{encoder} {task.name} knn: {settings['k']} neighbours were asked for, but only {smallest} clips "
                     "have a say; all of them voted."
                 )
-        meter.advance(1, note=f"{encoder} {task.name} {probe}")
+        if not (missing and PROBES[probe].seeded):  # training has counted itself, epoch by epoch
+            meter.advance(1, note=f"{encoder} {task.name} {probe}")
 
 
 def _run_probe(
@@ -189,10 +192,15 @@ def _run_probe(
     missing: dict[int | None, str],
     digest: str,
     features: Features,
+    meter: Meter,
 ) -> list[Result]:
     started, began = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     vote = request.protocol == "strict" and features.cropped
-    scored, device = outcomes(task, probe, request, settings, list(missing), features, vote)
+
+    def trained(done: int, total: int) -> None:
+        meter.advance(1 / total, note=f"{encoder} {task.name} {probe}: epoch {done} of {total}")
+
+    scored, device = outcomes(task, probe, request, settings, list(missing), features, vote, trained)
     seconds = time.perf_counter() - began
     results: list[Result] = []
     for seed, run_id in missing.items():

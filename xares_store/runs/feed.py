@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -68,7 +68,8 @@ class Feed:
     At most ``max_bytes`` of decoded audio wait to be consumed, however fast decoding is.
 
     Args:
-        work: shards with their states, in the order to embed them.
+        shards: in the order to embed them.
+        state_of: how far a shard has come, asked when its turn comes.
         pool: the decoding processes.
         rate_hz: sampling rate of the encoder.
         crop: how recordings become clips.
@@ -77,14 +78,16 @@ class Feed:
 
     def __init__(
         self,
-        work: Sequence[tuple[Shard, ShardState]],
+        shards: Sequence[Shard],
+        state_of: Callable[[Shard], ShardState],
         pool: DecodePool,
         *,
         rate_hz: int,
         crop: CropRule,
         max_bytes: int,
     ) -> None:
-        self._work = work
+        self._shards = shards
+        self._state_of = state_of
         self._pool = pool
         self._rate_hz = rate_hz
         self._crop = crop
@@ -149,8 +152,8 @@ class Feed:
         try:
             # One shard ahead: its first clips are being decoded while the last ones of the current shard are taken.
             ahead: deque[tuple[Started | Reused | Broken, Clips | None]] = deque()
-            for shard, state in self._work:
-                ahead.append(self._prepare(shard, state))
+            for shard in self._shards:
+                ahead.append(self._prepare(shard))
                 if len(ahead) > 1 and not self._hand_over(*ahead.popleft()):
                     return
             while ahead:
@@ -160,9 +163,10 @@ class Feed:
         except BaseException as error:  # handed to the consumer, which raises it
             self._put(error)
 
-    def _prepare(self, shard: Shard, state: ShardState) -> tuple[Started | Reused | Broken, Clips | None]:
+    def _prepare(self, shard: Shard) -> tuple[Started | Reused | Broken, Clips | None]:
         """Check a shard's identity and begin to decode it."""
         try:
+            state = self._state_of(shard)
             digest = sha256_file(shard.path)
             if state.sha256 is not None and digest != state.sha256:
                 raise ClashError(

@@ -27,6 +27,7 @@ def outcomes(
     seeds: list[int | None],
     features: Features,
     vote: bool,
+    progress: Callable[[int, int], None],
 ) -> tuple[dict[int | None, Scored], str]:
     """Train or look up, for all seeds at once, and score each.
 
@@ -38,6 +39,7 @@ def outcomes(
         seeds: seeds to train; ``[None]`` for a probe without seeds.
         features: clips, targets and folds.
         vote: score recordings instead of crops.
+        progress: called with (done, total) steps of training.
 
     Returns:
         What each seed scored, and the device it was computed on.
@@ -55,7 +57,9 @@ def outcomes(
             ]
         }
         return {None: score(probabilities, details=details)}, describe_device("cpu")
-    return _train(task, request, settings, [seed for seed in seeds if seed is not None], features, vote, score)
+    return _train(
+        task, request, settings, [seed for seed in seeds if seed is not None], features, vote, progress, score
+    )
 
 
 def _train(
@@ -65,6 +69,7 @@ def _train(
     seeds: list[int],
     features: Features,
     vote: bool,
+    progress: Callable[[int, int], None],
     score: Callable[..., Scored],
 ) -> tuple[dict[int | None, Scored], str]:
     from xares_store.probes.mlp import MlpJob, MlpSettings, train_mlp
@@ -87,6 +92,7 @@ def _train(
         ),
         device=device,
         recordings=features.recording if vote else None,
+        progress=progress,
     )
     found: dict[int | None, Scored] = {}
     for seed in seeds:

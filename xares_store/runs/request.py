@@ -53,16 +53,13 @@ def make_request(
     """
     for probe in probes:
         if probe not in PROBES:
-            raise ConfigError(
-                f'No probe "{probe}".',
-                where="--probe",
-                hint=did_you_mean(probe, PROBES, listing="There are: " + ", ".join(PROBES)),
-            )
+            hint = did_you_mean(probe, PROBES, listing="There are: " + ", ".join(PROBES))
+            raise ConfigError(f'No probe "{probe}".', where="--probe", hint=hint)
     if protocol not in PROTOCOLS:
         raise ConfigError(f'No protocol "{protocol}".', where="--protocol", hint="There are: " + ", ".join(PROTOCOLS))
     numbers = tuple(range(FIRST_SEED, FIRST_SEED + seeds)) if isinstance(seeds, int) else tuple(dict.fromkeys(seeds))
-    if not numbers:
-        raise ConfigError(f"At least one seed is needed, found {seeds}.", where="--seeds")
+    if not numbers or min(numbers) < 0:
+        raise ConfigError(f"At least one seed is needed, none below 0; found {seeds}.", where="--seeds")
     limits: list[tuple[str, Sequence[float] | None]] = [
         ("--lr", learning_rates),
         ("--epochs", None if epochs is None else [epochs]),

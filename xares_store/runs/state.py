@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xares_store.errors import ClashError, StoreError
 from xares_store.patterns import names_shard
-from xares_store.store.layout import atomic_write
+from xares_store.store.layout import PartAddress, atomic_write
 
 if TYPE_CHECKING:
     from xares_store.store.part import Part
@@ -56,6 +56,14 @@ def shard_state(parts: Sequence[Part]) -> ShardState:
             )
         sha256 = manifest.source.sha256
     return ShardState(done, sequence, first, sha256, frozenset(part.manifest.dtype for part in ordered))
+
+
+def state_now(store: Store, encoder: str, audio_address: str, split: str, shard: str) -> ShardState:
+    """Return the state of one shard as it is on disk at this moment: another process may be embedding too."""
+    parts: list[Part] = []
+    while store.has_part(address := PartAddress(encoder, audio_address, split, shard, len(parts))):
+        parts.append(store.part(address))
+    return shard_state(parts)
 
 
 def states_of(store: Store, encoder: str, audio_address: str) -> dict[tuple[str, str], ShardState]:

@@ -114,6 +114,29 @@ def atomic_write(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def write_once(path: Path, data: bytes) -> bool:
+    """Write a whole file unless there is one already; of several writers at once exactly one wins.
+
+    Returns:
+        Whether this call wrote it.
+    """
+    temporary = path.with_name(temporary_name())
+    try:
+        atomic_write(temporary, data)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links: the first to look is the first to write
+            if path.exists():
+                return False
+            temporary.replace(path)
+        sync_folder(path.parent)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _owner() -> str:
     """Eight hex digits for this machine and process namespace; with the pid it tells whose a temporary folder is."""
     try:
