@@ -159,9 +159,9 @@ CREATE VIEW leaderboard AS
 SELECT r.encoder, r.task, r.probe, r.protocol, r.main_metric AS metric, avg(s.value) AS score, avg(s.low) AS low,
        avg(s.high) AS high, count(*) AS n_seeds, stddev_samp(s.value) AS seed_sd, max(r.weight) AS weight,
        max(r.n_test) AS n_test, max(r.n_dropped) AS n_dropped, r.settings::JSON AS settings, r.task_address, r.probe_version,
-       r.parts_digest
+       r.details->>'$.metric_version' AS metric_version, r.parts_digest
 FROM cache.score s JOIN cache.run r ON r.id = s.run
 WHERE s.fold IS NULL AND s.metric = r.main_metric AND r."where" IS NULL
 GROUP BY r.encoder, r.task, r.probe, r.protocol, r.main_metric, r.settings, r.task_address, r.audio_address,
-         r.probe_version, r.parts_digest
+         r.probe_version, r.details->>'$.metric_version', r.parts_digest
 ORDER BY r.task, r.protocol, r.probe, score DESC;

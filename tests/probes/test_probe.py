@@ -5,26 +5,25 @@ import subprocess
 import sys
 from dataclasses import fields
 
-import pytest
-
-from xares_store.errors import ProbeError
 from xares_store.probes import knn, mlp
-from xares_store.probes.probe import PROBES, probe_for
+from xares_store.probes.probe import PROBES
+from xares_store.task import Knn, Mlp
 
 
-def test_descriptions_agree_with_the_code():
-    assert dict(probe_for("mlp").defaults) == {field.name: field.default for field in fields(mlp.MlpSettings)}
+def test_a_task_without_settings_gets_the_defaults_of_the_probes():
+    assert dict(Mlp()) == {field.name: field.default for field in fields(mlp.MlpSettings)}
     parameters = inspect.signature(knn.knn_predict).parameters
-    assert dict(probe_for("knn").defaults) == {name: parameters[name].default for name in ("k", "temperature")}
+    assert dict(Knn()) == {name: parameters[name].default for name in ("k", "temperature")}
 
 
-def test_an_unknown_probe_gets_a_suggestion():
-    with pytest.raises(ProbeError, match='Did you mean "mlp"'):
-        probe_for("mlpp")
+def test_probes_are_known_by_their_names():
+    assert {name: (probe.name, probe.seeded) for name, probe in PROBES.items()} == {
+        "mlp": ("mlp", True),
+        "knn": ("knn", False),
+    }
 
 
-def test_only_the_mlp_imports_torch():
-    assert [name for name, probe in PROBES.items() if probe.needs_torch] == ["mlp"]
+def test_describing_probes_and_voting_imports_no_torch():
     code = (
         "import sys, xares_store.probes.probe, xares_store.probes.knn, xares_store.probes.schedule, "
         "xares_store.metrics.registry, xares_store.metrics.statistics, xares_store.metrics.text; "

@@ -123,6 +123,8 @@ def test_another_version_of_the_metric_is_another_score(store: Path, monkeypatch
     assert first.run_id != second.run_id
     details = [Store.open(store).read_run(run.run_id).details for run in (first, second)]
     assert [one["metric_version"] for one in details] == ["1", "2"]
+    columns, rows = leaderboard_rows(store)
+    assert sorted(row[columns.index("metric_version")] for row in rows) == ["1", "2"], "never averaged together"
 
 
 def test_protocols_are_named_and_never_averaged(store: Path) -> None:

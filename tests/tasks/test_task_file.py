@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import xares_store.catalog
-import xares_store.patterns
-import xares_store.targets
-import xares_store.task
 from xares_store.catalog import iter_shipped
 from xares_store.errors import TaskError, TaskNotFoundError
 from xares_store.task import Task
@@ -280,10 +274,3 @@ def test_a_task_cannot_be_changed(task_text: str) -> None:
 
     with pytest.raises(ValidationError, match="frozen"):
         read(task_text).name = "x"  # type: ignore[misc]
-
-
-@pytest.mark.parametrize("module", [xares_store.task, xares_store.patterns, xares_store.catalog, xares_store.targets])
-def test_examples_in_docstrings(module: object) -> None:
-    result = doctest.testmod(sys.modules[module.__name__])  # type: ignore[attr-defined]
-    assert result.attempted > 0
-    assert result.failed == 0

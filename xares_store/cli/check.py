@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from xares_store.cli.common import device_option, emit, format_options
+from xares_store.cli.common import console, device_option, emit, format_options
 
 _MARK = {True: "ok", False: "FAIL", None: "note"}
 
@@ -30,7 +30,14 @@ def check(encoder: str, encoder_args: tuple[str, ...], long_minutes: float, devi
     from xares_store.encoders.check import check as run_checks  # torch takes seconds to import
     from xares_store.encoders.spec import split_args
 
-    results = run_checks(encoder, args=split_args(encoder_args), device=device, long_minutes=long_minutes)
+    with console.status("") as status:  # draws on terminals alone; the long clip may take minutes
+        results = run_checks(
+            encoder,
+            args=split_args(encoder_args),
+            device=device,
+            long_minutes=long_minutes,
+            progress=lambda result: status.update(f"{result.name}: {_MARK[result.ok]}"),
+        )
     # Programs get true, false or null; people get a word.
     rows = [[r.name, _MARK[r.ok] if fmt == "table" else r.ok, r.found, r.wanted, round(r.seconds, 3)] for r in results]
     emit(["check", "result" if fmt == "table" else "ok", "found", "wanted", "seconds"], rows, fmt=fmt, title=encoder)

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 INTERRUPTED = 130
+_FOLDED = 20  # letters to which a narrow terminal may fold a column of text
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -120,16 +122,50 @@ def emit(
         for row in rows:
             writer.writerow(["" if value is None else _json_cell(value) for value in row])
         return
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         numeric = any(isinstance(row[index], int | float) and not isinstance(row[index], bool) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        # Where the terminal is narrow, long text is folded; numbers and names stay whole.
+        longest = max((len(_cell(row[index])) for row in rows), default=0)
+        table.add_column(
+            column,
+            justify="right" if numeric else "left",
+            overflow="fold",
+            no_wrap=numeric,
+            min_width=max(len(column), min(longest, _FOLDED)),
+        )
     for row in rows:
         table.add_row(*[_escape(_cell(value)) for value in row])
     out = Console(soft_wrap=False)
+    needed = Console(width=100_000).measure(table)
     if not out.is_terminal:  # piped: as wide as the content, so that nothing is cut
-        out = Console(width=max(80, Console(width=100_000).measure(table).maximum))
+        out = Console(width=max(80, needed.maximum))
+    elif out.width < needed.minimum:  # the terminal breaks the lines, which reads better than columns of single letters
+        out = Console(width=needed.minimum)
     out.print(table)
+
+
+def lift(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], names: Sequence[str]
+) -> tuple[str | None, list[str], list[list[object]]]:
+    """Take columns whose rows are all the same out of a table and into its title, so that it fits a terminal.
+
+    Args:
+        columns: column names.
+        rows: one sequence a row, as long as ``columns``.
+        names: columns that may go.
+
+    Returns:
+        Title (None when nothing went), the columns that stay, and the rows of them.
+
+    Example:
+        >>> lift(["task", "metric"], [["a", "accuracy"], ["b", "accuracy"]], ["metric"])
+        ('metric: accuracy', ['task'], [['a'], ['b']])
+    """
+    same = [name for name in names if len({row[columns.index(name)] for row in rows}) == 1]
+    stay = [index for index, name in enumerate(columns) if name not in same]
+    title = ", ".join(f"{name}: {rows[0][columns.index(name)]}" for name in same)
+    return title or None, [columns[index] for index in stay], [[row[index] for index in stay] for row in rows]
 
 
 def _json_cell(value: object) -> object:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xares_store.cli.common import INTERRUPTED, console, device_option, emit, format_options, store_option
+from xares_store.cli.common import INTERRUPTED, console, device_option, emit, format_options, lift, store_option
+from xares_store.probes.probe import PROBES
 
 if TYPE_CHECKING:
     from xares_store.runs.evaluate import EvaluateReport, Result
@@ -18,9 +19,7 @@ COLUMNS = (
 
 
 @click.command()
-@click.option(
-    "--probe", "probes", multiple=True, type=click.Choice(["mlp", "knn"]), help="Probe [default: mlp and knn]."
-)
+@click.option("--probe", "probes", multiple=True, type=click.Choice(list(PROBES)), help="Probe [default: mlp and knn].")
 @click.option(
     "--task", "tasks", multiple=True, metavar="TASK", help="Task, suite or path of a task file [default: all stored]."
 )
@@ -84,7 +83,10 @@ def evaluate(
     except KeyboardInterrupt:
         console.print("Interrupted. Finished runs are stored; the same command does only the missing ones.")
         return INTERRUPTED
-    emit(COLUMNS, _rows(report), fmt=fmt)
+    columns, rows, title = list(COLUMNS), [list(row) for row in _rows(report)], None
+    if fmt == "table":
+        title, columns, rows = lift(columns, rows, ("protocol", "metric", "dropped"))
+    emit(columns, rows, fmt=fmt, title=title)
     for encoder, task, reason in report.failed:
         console.print(f"error: {encoder} {task} was not evaluated.\n{reason}", markup=False, highlight=False)
     for note in report.notes:

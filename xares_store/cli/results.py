@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from xares_store.cli.common import emit, format_options, store_option
+from xares_store.cli.common import emit, format_options, lift, store_option
+from xares_store.probes.probe import PROBES
 
 LEADERBOARD = (
     "task", "encoder", "probe", "protocol", "metric", "score", "low", "high", "n_seeds", "seed_sd", "n_test", "weight",
@@ -19,13 +20,15 @@ COMPARE = (
     "task", "probe", "protocol", "n", "a", "b", "difference", "low", "high", "p", "p_holm", "settings", "where",
     "task_address",
 )  # fmt: skip
+# What makes another row besides the probe's settings.
+_APART = ("where", "task_address", "probe_version", "metric_version", "parts_digest")
 
 
 @click.command()
 @store_option
 @click.option("--task", "tasks", multiple=True, metavar="TASK", help="Only this task.")
 @click.option("--encoder", "encoders", multiple=True, metavar="NAME", help="Only this encoder.")
-@click.option("--probe", "probes", multiple=True, type=click.Choice(["mlp", "knn"]), help="Only this probe.")
+@click.option("--probe", "probes", multiple=True, type=click.Choice(list(PROBES)), help="Only this probe.")
 @click.option("--protocol", type=click.Choice(["strict", "published"]), default=None, help="Only this protocol.")
 @format_options
 def leaderboard(
@@ -48,15 +51,13 @@ def leaderboard(
     )
     if fmt == "table":  # programs get every column, people the ones that fit and tell rows apart
         records = [dict(zip(columns, row, strict=True)) for row in rows]
-        same = [name for name in ("protocol", "metric") if len({record[name] for record in records}) == 1]
-        title = ", ".join(f"{name}: {records[0][name]}" for name in same)
-        _emit_short(records, [name for name in LEADERBOARD if name not in same], title, ("task", "encoder"))
+        _emit_short(records, LEADERBOARD, None, ("task", "encoder"))
         return
     emit(columns, rows, fmt=fmt)
 
 
 def _emit_short(
-    records: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str, apart: tuple[str, ...]
+    records: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str | None, apart: tuple[str, ...]
 ) -> None:
     """Print some columns; where rows agree in ``apart``, probe and protocol, also how their settings differ."""
     groups: defaultdict[tuple[object, ...], list[Mapping[str, Any]]] = defaultdict(list)
@@ -67,7 +68,7 @@ def _emit_short(
         settings = [
             {
                 **json.loads(record["settings"]),
-                **{name: record[name] for name in ("where", "task_address", "parts_digest") if record.get(name)},
+                **{name: record[name] for name in _APART if record.get(name)},
             }
             for record in members
         ]
@@ -80,7 +81,8 @@ def _emit_short(
             notes[id(record)] = ", ".join(f"{name}: {one[name]}" for name in differing if name in one)
     shown = [*columns, "settings"] if any(notes.values()) else list(columns)
     rows = [[notes[id(record)] if name == "settings" else record[name] for name in shown] for record in records]
-    emit(shown, rows, title=title or None)
+    same, shown, rows = lift(shown, rows, ("protocol", "metric") if "metric" in shown else ("protocol",))
+    emit(shown, rows, title=", ".join(filter(None, (title, same))) or None)
 
 
 @click.command()
@@ -88,7 +90,7 @@ def _emit_short(
 @click.argument("encoder_b")
 @store_option
 @click.option("--task", "tasks", multiple=True, metavar="TASK", help="Only this task.")
-@click.option("--probe", "probes", multiple=True, type=click.Choice(["mlp", "knn"]), help="Only this probe.")
+@click.option("--probe", "probes", multiple=True, type=click.Choice(list(PROBES)), help="Only this probe.")
 @format_options
 def compare(
     encoder_a: str, encoder_b: str, store: Path, tasks: tuple[str, ...], probes: tuple[str, ...], fmt: str

@@ -20,19 +20,15 @@ class Metric:
     Attributes:
         name: as task files write it.
         version: changes when the number for the same input changes.
-        higher_is_better: direction.
         worst: value that counts as 0 when tasks are averaged.
         best: value that counts as 1.
-        target_kinds: kinds of target it fits.
         per_clip: (target, prediction) to one value per clip.
     """
 
     name: str
     version: str
-    higher_is_better: bool
     worst: float
     best: float
-    target_kinds: tuple[str, ...]
     per_clip: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[np.float64]]
 
     def __call__(self, target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> float:
@@ -47,15 +43,7 @@ class Metric:
         return float(values.mean())
 
 
-_METRICS = {
-    metric.name: metric
-    for metric in (Metric("accuracy", "1", True, 0.0, 1.0, ("single-label",), classification.correct),)
-}
-
-
-def metric_names() -> tuple[str, ...]:
-    """Names that :func:`metric_for` knows."""
-    return tuple(_METRICS)
+_METRICS = {metric.name: metric for metric in (Metric("accuracy", "1", 0.0, 1.0, classification.correct),)}
 
 
 def metric_for(name: str) -> Metric:
