@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import duckdb
@@ -274,6 +278,23 @@ def test_one_odd_label_does_not_spoil_the_others(store: Store) -> None:
     assert rows == labels  # as they came
     where = "case when label like 'no%' then false else label->>'note' = '?' end"
     assert store.pooled(ENCODER, TASK, where)[0].shape[0] == 1
+
+
+def test_ctrl_c_ends_a_query(full: Store) -> None:
+    full.sql("select 1")  # an index that is up to date: the query begins at once
+    endless = "select count(*) from range(10000000) a, range(10000000) b where a.range * b.range % 7 = 3"
+    command = (
+        f"from xares_store.store import Store; print('on', flush=True); Store.open({str(full.path)!r}).sql({endless!r})"
+    )
+    with subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        try:
+            assert b"KeyboardInterrupt" in process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
 
 
 def test_queries_from_threads(full: Store) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,7 +140,13 @@ def _fetch(connection: duckdb.DuckDBPyConnection, query: str, params: Params) ->
     relation = connection.sql(query, params=params)
     if relation is None:
         raise QueryError("Expected a statement that returns rows.", where=query, hint="Start it with select.")
-    table = relation.to_arrow_table()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        answer = pool.submit(relation.to_arrow_table)
+        try:
+            table = answer.result()
+        except KeyboardInterrupt:  # DuckDB looks for Ctrl-C nowhere while it works
+            connection.interrupt()
+            raise
     return pa.table([_plain(column) for column in table.columns], names=_distinct(table.column_names))
 
 
