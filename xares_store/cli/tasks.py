@@ -18,7 +18,11 @@ def tasks() -> None:
 
 
 @tasks.command("ls")
-@click.option("--domain", help="Only tasks of this domain, e.g. music.")
+@click.option(
+    "--domain",
+    type=click.Choice(["speech", "environment", "music", "other"], case_sensitive=False),
+    help="Only tasks of this domain.",
+)
 @format_options
 def list_tasks(domain: str | None, fmt: str) -> None:
     """List the tasks that ship."""
