@@ -60,3 +60,10 @@ def test_make_targets_that_the_readme_names_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = set(re.findall(r"(?:^|`)make ([a-z]+)", README, flags=re.MULTILINE))
     assert {"demo", "test", "bench"} <= named <= targets
+
+
+def test_make_bench_runs_every_benchmark() -> None:
+    from tests.benchmarks.__main__ import NAMES
+
+    files = {path.stem.removeprefix("bench_") for path in (ROOT / "tests" / "benchmarks").glob("bench_*.py")}
+    assert files == set(NAMES)

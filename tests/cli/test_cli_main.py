@@ -221,6 +221,40 @@ def test_names_and_stores_that_do_not_fit(toy: Toy, encoder_file: Path, store: P
     assert Store.open(store).verify() == []
 
 
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+from xares_store.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_no_room_for_files_is_one_message_and_the_same_command_goes_on_later(
+    toy: Toy, encoder_file: Path, tmp_path: Path
+) -> None:
+    """As on a full disk, in a store that holds something already."""
+    store = tmp_path / "s"
+    command = ["--task", toy.task, "--data", toy.root, "--store", store, "--workers", 0, "--batch-seconds", 5]
+    first = run("embed", "--encoder", encoder_file, *command)
+    assert first.returncode == 0, first.stderr
+    before = {part.path: part.manifest.digest for part in Store.open(store).parts()}
+    smallest = min(path.stat().st_size for path in store.rglob("c/0/0"))
+    other = ["embed", "--encoder", encoder_file, "--encoder-arg", "seed=1", *command]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(smallest), *map(str, other)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stdout
+    assert done.stderr.startswith("error: ")
+    assert "Nothing that was committed before is touched" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert Store.open(store).verify() == []
+    assert before.items() <= {part.path: part.manifest.digest for part in Store.open(store).parts()}.items()
+    again = run(*other)
+    assert again.returncode == 0, again.stderr
+    assert Store.open(store).clips().num_rows == 2 * toy.clips
+
+
 def test_a_closed_pipe_ends_quietly(store: Path) -> None:
     command = f"{sys.executable} -m xares_store sql --store {store} 'select * from clips, range(20000)' --csv | head -1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
