@@ -252,6 +252,28 @@ def test_a_clip_that_breaks_the_encoder_is_a_named_failure(toy: Toy, tmp_path: P
     assert report.clips == toy.clips
 
 
+def test_running_out_of_memory_halves_the_batch_and_loses_nothing(
+    make_toy: Callable[..., Toy], encoder_file: Path, tmp_path: Path
+) -> None:
+    toy = make_toy(equal=True)
+    greedy = tmp_path / "greedy.py"
+    full = "        if len(audio) > 2:\n            raise torch.cuda.OutOfMemoryError('too much')\n        pad ="
+    greedy.write_text(ENCODER.replace("        pad =", full))
+    arguments = {"data": toy.root, "workers": 0, "batch_seconds": 60}
+    report = embed(str(greedy), [str(toy.task)], store=tmp_path / "s", **arguments)
+    assert report.ok
+    assert report.clips == toy.clips
+    embed(str(encoder_file), [str(toy.task)], store=tmp_path / "t", **arguments)
+    found, wanted = pooled_by_clip(tmp_path / "s"), pooled_by_clip(tmp_path / "t")
+    assert found.keys() == wanted.keys()
+    for name, vector in found.items():
+        np.testing.assert_allclose(vector, wanted[name], rtol=1e-5, atol=1e-6)
+    never = tmp_path / "never.py"
+    never.write_text(greedy.read_text().replace("len(audio) > 2", "audio.shape[1] > 9000"))
+    with pytest.raises(EncoderError, match="memory"):
+        embed(str(never), [str(toy.task)], store=tmp_path / "u", **arguments)
+
+
 def test_an_encoder_that_always_fails_stops_the_run_and_stores_nothing(toy: Toy, tmp_path: Path) -> None:
     path = tmp_path / "enc.py"
     path.write_text(ENCODER.replace("        pad =", '        raise ValueError("never")\n        pad ='))
