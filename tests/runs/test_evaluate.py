@@ -382,3 +382,11 @@ def test_fewer_neighbours_than_asked_for_is_said(store: Path) -> None:
     assert "500 neighbours" in report.notes[0]
     assert "27 clips" in report.notes[0]
     assert report.results[0].value > 0
+
+
+@pytest.mark.parametrize("text", ['{"fold-1": [1.5]}', '{"fold-1": "x"}', "[" * 100_000, "\udcff"])
+def test_a_damaged_list_of_shards_is_named(store: Path, text: str) -> None:
+    (path,) = store.glob("embeddings/*/*/expected.json")
+    path.write_text(text, "utf-8", "surrogateescape")
+    with pytest.raises(StoreError, match=r"Expected(.|\n)*expected\.json"):
+        evaluate(store, probes=["knn"])

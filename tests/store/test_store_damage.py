@@ -8,6 +8,7 @@ import random
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from tests.store.conftest import ENCODER, TASK, flip_byte, put_part, put_run
@@ -158,6 +159,27 @@ def test_a_clip_row_that_lies_is_found(store: Store, tmp_path: Path) -> None:
     with mock.patch.object(PartWriter, "_table", wrong):
         put_part(store)
     assert ["do not add up" in problem.what for problem in store.verify()] == [True]
+
+
+@pytest.mark.parametrize("column", ["key", "label", "duration_s"])
+def test_an_empty_field_in_a_clip_row_is_found(store: Store, column: str) -> None:
+    from unittest import mock
+
+    from xares_store.store.part import PartWriter
+
+    real = PartWriter._table
+
+    def wrong(self: PartWriter) -> pa.Table:
+        table = real(self)
+        place = table.schema.names.index(column)
+        values = [None, *table[column].to_pylist()[1:]]
+        return table.set_column(place, table.schema.field(column), pa.array(values, table.schema.field(column).type))
+
+    with mock.patch.object(PartWriter, "_table", wrong):
+        put_part(store)
+    for look in (lambda: store.sql("select * from clips"), lambda: store.pooled(ENCODER, TASK)):
+        with pytest.raises(CorruptError, match=f"none in {column}"):
+            look()
 
 
 @pytest.mark.parametrize("name", ["part.json", "clips.parquet", "pooled/c/0/0"])

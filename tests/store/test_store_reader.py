@@ -142,6 +142,7 @@ def _edit(folder: Path, **changes: object) -> None:
         {"codecs": [{"name": "bytes", "configuration": {"endian": "little"}}]},
         {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1 << 40, 5]}}},
         {"storage_transformers": [{"name": "x"}]},
+        {"chunk_key_encoding": 1},
     ],
 )
 def test_strange_metadata_is_refused(store: Store, changes: dict) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xares_store.errors import ClashError, StoreError
+from xares_store.errors import ClashError, CorruptError, StoreError
 from xares_store.patterns import names_shard
+from xares_store.store.files import read_small
 from xares_store.store.layout import PartAddress, atomic_write
 
 if TYPE_CHECKING:
@@ -80,21 +81,34 @@ def _task_folder(store: Store, encoder: str, audio_address: str) -> Path:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a small JSON object beside the parts; None when there is none."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except ValueError as error:
+    try:
+        value = json.loads(read_small(path))
+    except (ValueError, RecursionError) as error:
         raise StoreError(
             f"Expected a JSON object, found something else: {error}.", where=path, hint="Remove the file."
         ) from error
     return value if isinstance(value, dict) else None
 
 
+def _expected(path: Path) -> dict[str, list[str]]:
+    """Read which shards belong to a task, by split: anything may stand in a stranger's store."""
+    value = read_json(path) or {}
+    for names in value.values():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise CorruptError(
+                "Expected lists of shard names by split, found something else.",
+                where=path,
+                hint="Remove the file; `xares embed` writes it again.",
+            )
+    return value
+
+
 def expect_shards(store: Store, encoder: str, audio_address: str, shards: Iterable[tuple[str, str]]) -> None:
     """Record which shards (split, name) belong to the task, so that phase two can tell a whole task from half of one."""
     path = _task_folder(store, encoder, audio_address) / EXPECTED
-    known = read_json(path) or {}
+    known = _expected(path)
     merged = {split: set(names) for split, names in known.items()}
     for split, name in shards:
         merged.setdefault(split, set()).add(name)
@@ -120,7 +134,7 @@ def parts_of(store: Store, encoder: str, task: Task) -> list[Part]:
 
 def missing_shards(store: Store, encoder: str, task: Task) -> list[str]:
     """Return ``split/shard`` of every shard of the task that embedding has not finished, in order."""
-    expected = read_json(_task_folder(store, encoder, task.audio_address) / EXPECTED) or {}
+    expected = _expected(_task_folder(store, encoder, task.audio_address) / EXPECTED)
     states = states_of(store, encoder, task.audio_address)
     known = {(split, name) for split, names in expected.items() for name in names} | set(states)
     patterns = task.split_patterns()

@@ -93,6 +93,8 @@ class Part:
             raise CorruptError(f"The clip rows cannot be read ({error}).", where=path) from error
         if table.schema != CLIP_SCHEMA:
             raise CorruptError(f"Expected the columns {CLIP_SCHEMA.names}, found {table.schema.names}.", where=path)
+        if empty := [name for name in table.column_names if table[name].null_count]:
+            raise CorruptError(f"Expected a value in every clip row, found none in {', '.join(empty)}.", where=path)
         if len(table) != self.manifest.counts.clips:
             raise CorruptError(f"Expected {self.manifest.counts.clips} clip rows, found {len(table)}.", where=path)
         return table

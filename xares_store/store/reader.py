@@ -273,5 +273,6 @@ def _read_zarr(folder: Path, meta: ArrayMeta, start: int, stop: int) -> Array:
     try:
         array = zarr.open_array(store=folder, mode="r")
         return np.asarray(array[start:stop])
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # zarr meets metadata that nobody writes with whatever its code happens to raise.
         raise CorruptError(f"The array cannot be read ({error}).", where=folder) from error
