@@ -146,10 +146,11 @@ SELECT r.run_id, r.encoder, r.task, r.probe, r.protocol, r.seed, s.metric, s.fol
 FROM cache.score s JOIN cache.run r ON r.id = s.run;
 
 -- predictions: a row a test clip (or recording, when its crops vote) and run.
---   probability: of the prediction; target_probability: of the target.
+--   Join clips on encoder, split, clip_id and predictions.audio_address = clips.task (on key instead of clip_id for
+--   recordings). probability: of the prediction; target_probability: of the target.
 CREATE VIEW predictions AS
-SELECT r.run_id, r.encoder, r.task, r.probe, r.protocol, r.seed, r.settings::JSON AS settings, r."where",
-       p.fold, p.split, p.clip_id, p.key, p.target, p.prediction, p.correct, p.probability, p.target_probability
+SELECT r.run_id, r.encoder, r.task, r.audio_address, r.probe, r.protocol, r.seed, r.settings::JSON AS settings,
+       r."where", p.fold, p.split, p.clip_id, p.key, p.target, p.prediction, p.correct, p.probability, p.target_probability
 FROM cache.prediction p JOIN cache.run r ON r.id = p.run;
 
 -- leaderboard: a row an encoder, task, probe, protocol and settings, over all test clips (no --where): score is the mean

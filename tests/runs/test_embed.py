@@ -321,3 +321,32 @@ def test_float32_is_stored_when_asked_for_and_never_mixed_silently(
     embed(str(encoder_file), [str(toy.task)], store=tmp_path / "h", data=toy.root, workers=0)
     with pytest.raises(ConfigError, match="float16 already"):
         embed(str(encoder_file), [str(toy.task)], store=tmp_path / "h", data=toy.root, workers=0, dtype="float32")
+
+
+def test_labels_that_do_not_fit_are_said_at_once_and_one_shard_can_be_made_again(
+    toy: Toy, encoder_file: Path, tmp_path: Path
+) -> None:
+    before = toy.shards[1].read_bytes()
+    toy.shards[1].write_bytes(before.replace(b'"hiss"', b'"hism"', 1))
+    arguments = {"store": tmp_path / "s", "data": toy.root, "workers": 0}
+    report = embed(str(encoder_file), [str(toy.task)], **arguments)
+    assert report.clips == toy.clips
+    assert not report.ok
+    ((task, place, message),) = report.bad_labels
+    assert (task, place) == ("toy", "fold-1/fold1/f1c001")
+    assert "hism" in message
+    toy.shards[1].write_bytes(before)
+    changed = embed(str(encoder_file), [str(toy.task)], **arguments)
+    assert "store rm --shard fold-1/fold1" in changed.broken[0][2]
+    store = Store.open(tmp_path / "s")
+    assert len(store.rm(encoder="BandEncoder", task="toy", shard="fold-1/fold1").parts) == 1
+    again = embed(str(encoder_file), [str(toy.task)], **arguments)
+    assert (again.ok, again.clips, again.parts) == (True, 9, 1)
+
+
+def test_recorded_failures_are_said_again(toy: Toy, encoder_file: Path, tmp_path: Path) -> None:
+    write_tar(toy.shards[0], [("x.wav", b"noise"), ("x.json", b'{"kind": "hum"}')])
+    arguments = {"store": tmp_path / "s", "data": toy.root, "workers": 0}
+    assert len(embed(str(encoder_file), [str(toy.task)], **arguments).failures) == 1
+    again = embed(str(encoder_file), [str(toy.task)], **arguments)
+    assert (again.failures, again.stored_failures, again.ok) == ([], 1, True)

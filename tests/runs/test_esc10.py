@@ -46,7 +46,9 @@ def test_scores_of_both_built_in_encoders_on_real_recordings(esc10_dir: Path, tm
 
     by_class = store.sql("select target, avg(correct::int) as accuracy from predictions group by all").to_pylist()
     assert len(by_class) == 10
-    pairs = store.sql("select target, prediction, count(*) as n from predictions where not correct group by all").to_pylist()
+    pairs = store.sql(
+        "select target, prediction, count(*) as n from predictions where not correct group by all"
+    ).to_pylist()
     assert pairs
     rows = compare(store, "modspec", "logmel", probes=["mlp"])
     assert all(row.difference > 0.1 and row.p < 0.001 for row in rows)

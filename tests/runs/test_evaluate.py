@@ -390,3 +390,11 @@ def test_a_damaged_list_of_shards_is_named(store: Path, text: str) -> None:
     path.write_text(text, "utf-8", "surrogateescape")
     with pytest.raises(StoreError, match=r"Expected(.|\n)*expected\.json"):
         evaluate(store, probes=["knn"])
+
+
+@pytest.mark.parametrize(
+    ("probe", "option"), [("knn", {"learning_rates": [0.1]}), ("knn", {"epochs": 3}), ("mlp", {"k": 3})]
+)
+def test_a_setting_of_a_probe_not_asked_for_is_refused(store: Path, probe: str, option: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="not asked for"):
+        evaluate(store, probes=[probe], **option)

@@ -30,7 +30,7 @@ phase_one.MIN_WINDOW_S = 1.0
 from xares_store.runs import shard_run
 shard_run.PART_BYTES = 4000
 print("go", flush=True)
-phase_one.embed(sys.argv[1], [sys.argv[2]], store=sys.argv[3], data=sys.argv[4], workers=1, batch_seconds=0.5)
+phase_one.embed(sys.argv[1], [sys.argv[2]], store=sys.argv[3], data=sys.argv[4], workers=int(sys.argv[5]), batch_seconds=0.5)
 print("done", flush=True)
 """
 
@@ -62,7 +62,7 @@ def test_embed_killed_at_random_moments_ends_byte_for_byte_as_uninterrupted(
     encoder = tmp_path / "enc.py"
     encoder.write_text(SLOW)
     began = time.perf_counter()
-    process = start(EMBED, encoder, toy.task, tmp_path / "whole", toy.root)
+    process = start(EMBED, encoder, toy.task, tmp_path / "whole", toy.root, 1)
     assert process.stdout is not None
     assert process.stdout.readline() == "go\n"
     began = time.perf_counter()
@@ -77,7 +77,7 @@ def test_embed_killed_at_random_moments_ends_byte_for_byte_as_uninterrupted(
     while kills < KILLS:
         store = tmp_path / f"killed-{round_}"
         while True:
-            process = start(EMBED, encoder, toy.task, store, toy.root)
+            process = start(EMBED, encoder, toy.task, store, toy.root, rng.choice([0, 1, 2]))
             assert process.stdout is not None
             assert process.stdout.readline() == "go\n"
             finish = kills >= KILLS  # the last round is left to end
@@ -101,7 +101,7 @@ def test_two_embeds_at_once_share_the_work_and_agree(make_toy: Callable[..., Toy
     toy = make_toy(folds=6, per_fold=12)
     encoder = tmp_path / "enc.py"
     encoder.write_text(SLOW)
-    both = [start(EMBED, encoder, toy.task, tmp_path / "s", toy.root) for _ in range(2)]
+    both = [start(EMBED, encoder, toy.task, tmp_path / "s", toy.root, count) for count in (0, 2)]
     for process in both:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors

@@ -209,6 +209,8 @@ class _Pairing:
     def run(self) -> Iterator[Sample | Failure]:
         for member in _members(self._stream, self._path):
             name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            while name.startswith("./"):  # as `tar -C folder .` writes names
+                name = name[2:]
             if member.isdir() or _META.match(name):
                 continue
             key, dot, ext = name.rpartition(".")

@@ -28,7 +28,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("xares_store.cli.check:check", "Check that an encoder keeps the contract."),
     "tasks": ("xares_store.cli.tasks:tasks", "List, show and check tasks."),
     "store": ("xares_store.cli.store:store_group", "Look into a store, verify it, remove parts of it."),
-    "demo-data": ("xares_store.cli.tasks:demo_data", "Write a small labelled set of synthetic sounds and its task file into FOLDER."),
+    "demo-data": (
+        "xares_store.cli.tasks:demo_data",
+        "Write a small labelled set of synthetic sounds and its task file into FOLDER.",
+    ),
 }
 
 

@@ -105,6 +105,22 @@ def _print_report(report: object, store: Path) -> None:
         console.print(
             f"failed: {failure.shard}/{failure.key} ({failure.kind}): {failure.reason}", markup=False, highlight=False
         )
+    for task, place, message in report.bad_labels[:SHOWN_FAILURES]:
+        console.print(f"label: {task} {place}: {message}", markup=False, highlight=False)
+    if report.bad_labels:
+        console.print(
+            f"{len(report.bad_labels)} clips are stored with labels that do not fit their task; evaluating it will refuse "
+            "them. Correct the labels in the shard or the task file.",
+            markup=False,
+            highlight=False,
+        )
+    if report.stored_failures:
+        console.print(
+            f"{report.stored_failures} samples had failed when their shards were embedded: "
+            f'xares sql --store {store} "from failures"',
+            markup=False,
+            highlight=False,
+        )
     if report.failures:
         console.print(
             f"{len(report.failures)} samples failed and are recorded; to list them: "

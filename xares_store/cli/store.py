@@ -126,6 +126,9 @@ def du(store: Path, fmt: str) -> None:
 @click.option("--encoder", help="Remove embeddings of this encoder (address or name).")
 @click.option("--task", help="Remove embeddings of this task (address or name).")
 @click.option(
+    "--shard", metavar="SPLIT/NAME", help="Remove embeddings of this shard only, as `store ls parts` shows it."
+)
+@click.option(
     "--runs",
     type=click.Choice(["keep", "with", "only"]),
     default="keep",
@@ -140,6 +143,7 @@ def du(store: Path, fmt: str) -> None:
 def rm(
     encoder: str | None,
     task: str | None,
+    shard: str | None,
     runs: str,
     run_ids: tuple[str, ...],
     leftovers: bool,
@@ -151,12 +155,14 @@ def rm(
     opened = _open(store)
     if leftovers:
         click.echo(f"Removed {opened.sweep()} temporary files or folders.")
-        if not (encoder or task or run_ids):
+        if not (encoder or task or shard or run_ids):
             return
-    chosen: dict[str, Any] = {"encoder": encoder, "task": task, "runs": runs, "run_ids": run_ids}
+    chosen: dict[str, Any] = {"encoder": encoder, "task": task, "shard": shard, "runs": runs, "run_ids": run_ids}
     plan = opened.rm(**chosen, dry_run=True)
     if not (plan.parts or plan.runs):
-        asked = " ".join(f"--{key} {value}" for key, value in (("encoder", encoder), ("task", task)) if value)
+        asked = " ".join(
+            f"--{key} {value}" for key, value in (("encoder", encoder), ("task", task), ("shard", shard)) if value
+        )
         known = [*opened.encoders(), *opened.tasks()]
         known += [name.rpartition("@")[0] for name in known]
         raise ConfigError(
@@ -174,7 +180,8 @@ def rm(
         )
     if dry_run:
         return
-    if not yes:
-        click.confirm("Remove?", abort=True)
+    if not yes and not click.confirm("Remove?"):
+        click.echo("Nothing was removed.")
+        return
     opened.rm(**chosen)
     click.echo("Removed.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from xares_store.audio.decode import DecodePool
+from xares_store.audio.decode import Decoded, DecodePool
 from xares_store.audio.headers import clip_lengths
 from xares_store.audio.shards import Shard
 from xares_store.audio.waveform import CropRule
@@ -19,7 +19,7 @@ from xares_store.clip import Failure
 from xares_store.device import resolve_device, set_threads, usable_cores
 from xares_store.encoders.encoder import Encoder, load_encoder
 from xares_store.encoders.verify import verify_quick
-from xares_store.errors import ConfigError, CorruptError, XaresError
+from xares_store.errors import ConfigError, CorruptError, LabelError, XaresError
 from xares_store.runs.budget import measure_budget
 from xares_store.runs.feed import Ended, Feed, Item, Reused, Started
 from xares_store.runs.plan import select_tasks
@@ -29,9 +29,10 @@ from xares_store.runs.shard_run import ShardRun, Work
 from xares_store.runs.state import ShardState, batch_plan_path, expect_shards, read_json, state_now, states_of
 from xares_store.store.files import write_once
 from xares_store.store.store import Store
+from xares_store.targets import class_indices
 from xares_store.task import Task
 
-FRESH = ShardState(done=False, sequence=0, first_sample=0, sha256=None, dtype=frozenset())
+FRESH = ShardState(done=False, sequence=0, first_sample=0, sha256=None, dtype=frozenset(), failures=0)
 Dtype: TypeAlias = Literal["float16", "float32"]
 DTYPES = ("float16", "float32")
 MIN_WINDOW_S = 600.0
@@ -51,6 +52,9 @@ class EmbedReport:
         parts: parts committed now.
         reused_shards: shards that were embedded before.
         failures: samples that could not become clips; they are recorded in the store too.
+        bad_labels: (task, shard/key, message) of clips embedded now whose label does not fit the task: they are stored,
+            but evaluating the task will refuse them.
+        stored_failures: failures recorded by earlier calls in the shards reused now.
         broken: (task, shard, message) of shards that could not be read; nothing of them was committed.
         skipped_tasks: (task, reason) of shipped tasks without audio, when no task was named.
         batch_s: batch budget by task, in seconds of audio.
@@ -63,6 +67,8 @@ class EmbedReport:
     parts: int = 0
     reused_shards: int = 0
     failures: list[Failure] = field(default_factory=list)
+    bad_labels: list[tuple[str, str, str]] = field(default_factory=list)
+    stored_failures: int = 0
     broken: list[tuple[str, str, str]] = field(default_factory=list)
     skipped_tasks: list[tuple[str, str]] = field(default_factory=list)
     batch_s: dict[str, float] = field(default_factory=dict)
@@ -73,8 +79,8 @@ class EmbedReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every sample met in this call became a clip."""
-        return not self.failures and not self.broken
+        """Whether every sample met in this call became a clip with a label that fits its task."""
+        return not (self.failures or self.broken or self.bad_labels)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -126,25 +132,29 @@ def embed(
     """
     began = time.perf_counter()
     _validate(workers, batch_seconds, dtype)
-    selected, left_out = select_tasks(tasks, Path(data))
-    chosen_device = resolve_device(device)
-    set_threads()
-    target = Store.open(store, create=True)
-    target.sweep()
-    total = sum(shard.path.stat().st_size for _, shards in selected for shard in shards)
-    count = usable_cores() if workers is None else workers
-    ahead = {"lookahead": max(1, SHORT_LOOKAHEAD * count)} if chosen_device == "cpu" else {}
-    with DecodePool(count, **ahead) as pool:  # starts up while the encoder loads
-        loaded = encoder
-        if not isinstance(loaded, Encoder):
-            loaded = load_encoder(loaded, args=encoder_args, device=chosen_device)
-        verify_quick(loaded)
-        target.put_encoder(loaded.address, loaded.record)
-        report = EmbedReport(loaded.address, skipped_tasks=left_out)
-        with Meter("embedding", total=total, quiet=quiet) as meter:
-            for task, shards in selected:
-                _embed_task(target, loaded, task, shards, pool, meter, report, batch_seconds, dtype)
-        report.decode_cpu_s = pool.cpu_seconds
+    report = EmbedReport(encoder.address if isinstance(encoder, Encoder) else encoder)
+    try:
+        selected, report.skipped_tasks = select_tasks(tasks, Path(data))
+        chosen_device = encoder.device if isinstance(encoder, Encoder) else resolve_device(device)
+        set_threads()
+        target = Store.open(store, create=True)
+        target.sweep()
+        total = sum(shard.path.stat().st_size for _, shards in selected for shard in shards)
+        count = usable_cores() if workers is None else workers
+        ahead = {"lookahead": max(1, SHORT_LOOKAHEAD * count)} if chosen_device == "cpu" else {}
+        with DecodePool(count, **ahead) as pool:  # starts up while the encoder loads
+            loaded = encoder
+            if not isinstance(loaded, Encoder):
+                loaded = load_encoder(loaded, args=encoder_args, device=chosen_device)
+            verify_quick(loaded)
+            target.put_encoder(loaded.address, loaded.record)
+            report.encoder = loaded.address
+            with Meter("embedding", total=total, quiet=quiet) as meter:
+                for task, shards in selected:
+                    _embed_task(target, loaded, task, shards, pool, meter, report, batch_seconds, dtype)
+            report.decode_cpu_s = pool.cpu_seconds
+    except KeyboardInterrupt:
+        raise Interrupted(report) from None
     report.seconds = time.perf_counter() - began
     return report
 
@@ -190,11 +200,8 @@ def _embed_task(
         feed = Feed(shards, now, pool, rate_hz=encoder.sample_rate_hz, crop=crop, max_bytes=waiting)
         alone = feed.resting if encoder.device == "cpu" else nullcontext
         work = Work(store, encoder, address, budget_s, window_s, dtype, commits, alone, versions())
-        try:
-            with _counted(work, report):
-                _consume(feed, work, task, meter, report)
-        except KeyboardInterrupt:
-            raise Interrupted(report) from None
+        with _counted(work, report):
+            _consume(feed, work, task, meter, report)
 
 
 def _refuse_other_dtype(todo: Sequence[tuple[Shard, ShardState]], dtype: str) -> None:
@@ -237,6 +244,7 @@ def _consume(feed: Feed, work: Work, task: Task, meter: Meter, report: EmbedRepo
                 elif isinstance(event, Item):
                     assert current is not None
                     current.take(event.content)
+                    _check_label(task, event.content, current, report)
                     left -= event.bytes
                     meter.advance(event.bytes, note=_note(task, work, began))
                 elif isinstance(event, Ended):
@@ -246,6 +254,7 @@ def _consume(feed: Feed, work: Work, task: Task, meter: Meter, report: EmbedRepo
                     meter.advance(max(left, 0), note=_note(task, work, began))
                 elif isinstance(event, Reused):
                     report.reused_shards += 1
+                    report.stored_failures += event.failures
                     meter.advance(event.shard.path.stat().st_size, note=f"{task.name}: stored before")
                 else:
                     if current is not None:
@@ -256,6 +265,17 @@ def _consume(feed: Feed, work: Work, task: Task, meter: Meter, report: EmbedRepo
             if current is not None:
                 current.abort()
             raise
+
+
+def _check_label(task: Task, content: list[Decoded] | Failure, run: ShardRun, report: EmbedReport) -> None:
+    """Say now what evaluating would refuse later: labels are not needed for embedding, but corrected before it."""
+    if isinstance(content, Failure):
+        return
+    clip = content[0].clip
+    try:
+        class_indices(task, [clip.label], [clip.key])
+    except LabelError as error:
+        report.bad_labels.append((task.name, f"{run.shard.split}/{run.shard.name}/{clip.key}", error.message))
 
 
 def _note(task: Task, work: Work, began: float) -> str:

@@ -132,6 +132,11 @@ def evaluate(
                 if len(pairs) == 1:
                     raise
                 report.failed.append((encoder, task.name, str(error)))
+    if report.failed and not report.results:
+        raise XaresError(
+            f"Nothing could be evaluated. {len(report.failed)} of {len(report.failed)} combinations failed, the first one with:\n"
+            + report.failed[0][2]
+        )
     report.seconds = time.perf_counter() - began
     return report
 

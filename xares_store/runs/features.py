@@ -97,7 +97,8 @@ def parts_digest(store: Store, encoder: str, task: Task) -> str:
         raise StoreError(
             f'The embedding of task "{task.name}" by "{encoder}" is not finished; missing: {_some(lacking)}. A score over half of a task would be wrong.',
             where=store.path,
-            hint="Run the `xares embed` command again: it does only what is missing.",
+            hint="Run the `xares embed` command again: it does only what is missing. A shard that exists no more has to be left "
+            "out of the task file's patterns.",
         )
     present = {part.address.split for part in parts}
     absent = [split for split in task.split_patterns() if split not in present]
@@ -122,8 +123,8 @@ def load_features(store: Store, encoder: str, task: Task, *, protocol: str, wher
     parts = parts_of(store, encoder, task)
     wanted = {(part.address.split, part.address.shard) for part in parts}
     split = np.asarray(clips.column("split").to_pylist(), dtype=object)
-    places = zip(split, clips.column("shard").to_pylist(), strict=True)
-    keep = np.fromiter((place in wanted for place in places), dtype=bool, count=len(split))
+    homes = zip(split, clips.column("shard").to_pylist(), strict=True)
+    keep = np.fromiter((home in wanted for home in homes), dtype=bool, count=len(split))
     if not keep.any():
         raise ConfigError(
             f'No clip of task "{task.name}" is left to evaluate.',
@@ -135,9 +136,11 @@ def load_features(store: Store, encoder: str, task: Task, *, protocol: str, wher
         values, clips, split = values[rows], clips.take(rows), split[rows]
     clip_id = clips.column("clip_id").to_pylist()
     key = clips.column("key").to_pylist()
-    _refuse_duplicates(split, clip_id, clips.column("shard").to_pylist(), encoder, task)
+    shards = clips.column("shard").to_pylist()
+    _refuse_duplicates(split, clip_id, shards, encoder, task)
     labels = clips.column("label").to_pylist()
-    target = class_indices(task, labels, clip_id)
+    places = [f"{s}/{h}/{c}" for s, h, c in zip(split, shards, clip_id, strict=True)]  # where, for messages
+    target = class_indices(task, labels, places)
     names = [f"{s}/{k}" for s, k in zip(split, key, strict=True)]
     _, recording = np.unique(np.asarray(names), return_inverse=True)
     folds = make_folds(task, protocol, split=list(split), target=target, group=groups(task, labels, names))

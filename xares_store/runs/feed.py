@@ -45,9 +45,10 @@ class Ended:
 
 @dataclass(frozen=True)
 class Reused:
-    """The shard was embedded before and its audio has not changed."""
+    """The shard was embedded before and its audio has not changed; so many samples of it had failed."""
 
     shard: Shard
+    failures: int
 
 
 @dataclass(frozen=True)
@@ -172,10 +173,11 @@ class Feed:
                 raise ClashError(
                     f"The audio shard has changed since it was embedded (sha256 {state.sha256[:12]} then, {digest[:12]} now).",
                     where=shard.path,
-                    hint="Restore the old shard, or remove its embeddings with `xares store rm` and embed again.",
+                    hint="Restore the old shard, or remove what was made of it and embed again: "
+                    f"xares store rm --shard {shard.split}/{shard.name} --task TASK --encoder ENCODER",
                 )
             if state.done:
-                return Reused(shard), None
+                return Reused(shard, state.failures), None
             sizes: deque[int] = deque()
             samples = _sized(islice(iter_samples(shard.path, shard=shard.name), state.first_sample, None), sizes)
             stream = self._pool.map(samples, shard=shard.name, rate_hz=self._rate_hz, crop=self._crop)

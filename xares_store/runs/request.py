@@ -15,6 +15,7 @@ from xares_store.task import Task
 
 # Published tables used one rate for every task; a grid chosen on their validation = test would flatter.
 PUBLISHED_RATES = (1e-3,)
+BELONGS_TO = {"--lr": "mlp", "--epochs": "mlp", "--batch-size": "mlp", "--k": "knn", "--temperature": "knn"}
 FIRST_SEED = 42  # the seed of the published protocol; further seeds count up from it
 
 
@@ -70,6 +71,13 @@ def make_request(
     for option, values in limits:
         if values is not None and not all(0 < value < float("inf") for value in values):
             raise ConfigError(f"Expected a number above 0, found {', '.join(map(str, values))}.", where=option)
+    for option, values in limits:
+        if values is not None and BELONGS_TO[option] not in probes:
+            raise ConfigError(
+                f"This setting belongs to the probe {BELONGS_TO[option]}, which is not asked for.",
+                where=option,
+                hint=f"Leave it away, or add --probe {BELONGS_TO[option]}.",
+            )
     rates = tuple(dict.fromkeys(float(rate) for rate in learning_rates)) if learning_rates else None
     return Request(
         tuple(dict.fromkeys(probes)), numbers, protocol, where, device, rates, epochs, batch_size, k, temperature

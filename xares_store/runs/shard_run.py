@@ -74,7 +74,7 @@ class ShardRun:
 
     def __init__(self, work: Work, shard: Shard, state: ShardState, sha256: str) -> None:
         self._work = work
-        self._shard = shard
+        self.shard = shard
         self._source = Source(name=shard.name, sha256=sha256, bytes=shard.path.stat().st_size)
         self._sequence = state.sequence
         self._first = state.first_sample
@@ -90,8 +90,8 @@ class ShardRun:
         address = PartAddress(
             encoder=work.encoder.address,
             task=work.audio_address,
-            split=self._shard.split,
-            shard=self._shard.name,
+            split=self.shard.split,
+            shard=self.shard.name,
             sequence=self._sequence,
         )
         return work.store.part_writer(
@@ -141,7 +141,7 @@ class ShardRun:
             for item, result in zip(window, encoded, strict=True):
                 if isinstance(result, EncoderError):
                     crop = f"Crop {item.clip.crop}: " if item.clip.clip_id != item.clip.key else ""
-                    self._fail(Failure(item.clip.key, self._shard.name, "encoder", crop + result.message))
+                    self._fail(Failure(item.clip.key, self.shard.name, "encoder", crop + result.message))
                 else:
                     assert result is not None
                     self._writer.add(item.clip, result[0], result[1])

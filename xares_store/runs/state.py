@@ -31,6 +31,7 @@ class ShardState:
         first_sample: index of the first sample of the shard that no committed part covers.
         sha256: digest of the shard's content when it was embedded; None when nothing is committed.
         dtype: dtypes of the committed parts.
+        failures: samples recorded as failed in them.
     """
 
     done: bool
@@ -38,6 +39,7 @@ class ShardState:
     first_sample: int
     sha256: str | None
     dtype: frozenset[str]
+    failures: int
 
 
 def shard_state(parts: Sequence[Part]) -> ShardState:
@@ -56,7 +58,8 @@ def shard_state(parts: Sequence[Part]) -> ShardState:
                 hint="Remove them with `xares store rm` and embed the shard again.",
             )
         sha256 = manifest.source.sha256
-    return ShardState(done, sequence, first, sha256, frozenset(part.manifest.dtype for part in ordered))
+    dtypes = frozenset(part.manifest.dtype for part in ordered)
+    return ShardState(done, sequence, first, sha256, dtypes, sum(part.manifest.counts.failures for part in ordered))
 
 
 def state_now(store: Store, encoder: str, audio_address: str, split: str, shard: str) -> ShardState:

@@ -323,12 +323,13 @@ class Store:
         *,
         encoder: str | None = None,
         task: str | None = None,
+        shard: str | None = None,
         runs: Literal["keep", "with", "only"] = "keep",
         run_ids: Sequence[str] = (),
         dry_run: bool = False,
     ) -> usage.Removal:
         """Remove embeddings, runs or both; see :func:`xares_store.store.usage.rm`."""
-        return usage.rm(self, encoder=encoder, task=task, runs=runs, run_ids=run_ids, dry_run=dry_run)
+        return usage.rm(self, encoder=encoder, task=task, shard=shard, runs=runs, run_ids=run_ids, dry_run=dry_run)
 
     # ---- reading embeddings
 

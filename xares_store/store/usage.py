@@ -131,6 +131,7 @@ def rm(
     *,
     encoder: str | None = None,
     task: str | None = None,
+    shard: str | None = None,
     runs: Literal["keep", "with", "only"] = "keep",
     run_ids: Sequence[str] = (),
     dry_run: bool = False,
@@ -141,6 +142,7 @@ def rm(
         store: the store.
         encoder: address, or name for every fingerprint.
         task: audio address or name.
+        shard: ``split/name`` of one shard, whose embeddings alone are removed.
         runs: ``keep`` removes the embeddings and keeps the scores made from them; ``with`` removes both; ``only`` removes
             the scores.
         run_ids: these runs, besides.
@@ -149,18 +151,22 @@ def rm(
     Raises:
         StoreError: nothing was named, an id is unknown, or the folder cannot be written.
     """
-    if encoder is None and task is None and not run_ids:
+    if encoder is None and task is None and shard is None and not run_ids:
         raise StoreError(
             "Expected an encoder, a task or a run to remove.", where=store.path, hint="`xares store ls` lists them."
         )
     for run_id in run_ids:
         if not store.has_run(run_id):
             raise StoreError("There is no such run.", where=run_id, hint="`xares store ls runs` lists them.")
-    places = _places(store, encoder, task) if runs != "only" else []
+    places = _places(store, encoder, task, shard) if runs != "only" else []
     parts = [path for place in places for split in folders(place) for path in folders(split)]
-    matching = _runs_of(store, encoder, task)
+    if shard is not None:
+        # The shard's further parts (name~1, name~2) belong to it.
+        parts = [path for path in parts if f"{path.parent.name}/{path.name.partition('~')[0]}" == shard]
+        places = [place for place in places if any(place in path.parents for path in parts)]
+    matching = _runs_of(store, encoder, task) if shard is None or parts else []
     chosen = sorted({*run_ids, *(matching if runs != "keep" else ())})
-    doomed = [*places, *(store.path / RUNS / run_id for run_id in chosen)]
+    doomed = [*(places if shard is None else parts), *(store.path / RUNS / run_id for run_id in chosen)]
     dependent = [] if runs == "only" else [run_id for run_id in matching if run_id not in chosen]
     removal = Removal(
         [path.relative_to(store.path).as_posix() for path in parts],
@@ -176,8 +182,8 @@ def rm(
     return removal
 
 
-def _places(store: Store, encoder: str | None, task: str | None) -> list[Path]:
-    if encoder is None and task is None:
+def _places(store: Store, encoder: str | None, task: str | None, shard: str | None) -> list[Path]:
+    if encoder is None and task is None and shard is None:
         return []
     return [place for folder in named(store.path / EMBEDDINGS, encoder) for place in named(folder, task)]
 
