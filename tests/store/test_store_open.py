@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,19 @@ def test_disk_full(tiny_disk: Path) -> None:
     assert store.runs() == []
 
 
+@pytest.mark.parametrize("room", [8192, 200_000])
+def test_a_query_on_a_full_disk(tiny_disk: Path, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.create(tiny_disk / "s")
+    put_part(store)
+    (tiny_disk / "filler").write_bytes(b"x" * (tiny_disk_free(tiny_disk) - room))
+    assert store.sql("select count(*) as n from clips").to_pylist() == [{"n": 3}]  # the index is elsewhere meanwhile
+    assert not list(store.path.rglob(f"{TMP_PREFIX}*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tiny_disk))
+    with pytest.raises(StoreError, match=r"no room for the index(.|\n)*TMPDIR"):
+        store.sql("select count(*) as n from clips")
+    assert not list(tiny_disk.glob("xares-index-*"))
+
+
 def tiny_disk_free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
@@ -379,3 +393,13 @@ def test_flip_byte_changes_something(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     flip_byte(tmp_path / "a", 1)
     assert (tmp_path / "a").read_bytes() != b"abc"
+
+
+def test_the_schema_of_runs_is_current() -> None:
+    """Make it again with: json.dumps(RunManifest.model_json_schema(), indent=2)."""
+    import json
+
+    from xares_store.catalog import data_dir
+    from xares_store.store.layout import RunManifest
+
+    assert json.loads((data_dir("schema") / "run.schema.json").read_text()) == RunManifest.model_json_schema()

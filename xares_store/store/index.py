@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -55,7 +56,17 @@ def connect(root: Path, *, rebuild: bool = False) -> Iterator[duckdb.DuckDBPyCon
         except _CannotWriteError:
             # A store on a read-only file system or of somebody else: the index lives for this query only.
             path, kept = Path(tempfile.mkdtemp(prefix="xares-index-")) / INDEX, False
-            _build(root, None, path)
+            try:
+                _made(root, None, path)
+            except _CannotWriteError as error:
+                raise QueryError(
+                    f"There is no room for the index, neither in the store nor in {path.parent.parent}.",
+                    where=root,
+                    hint="Free some space there, or point TMPDIR at a folder that has some.",
+                ) from error
+            finally:
+                if not path.exists():
+                    shutil.rmtree(path.parent, ignore_errors=True)
         connection = _open(path)
     try:
         yield connection
@@ -81,7 +92,7 @@ def _sync(root: Path, path: Path, *, rebuild: bool) -> None:
                 return
             temporary = root / temporary_name()
             try:
-                _build(root, None if rebuild else path, temporary)
+                _made(root, None if rebuild else path, temporary)
                 temporary.replace(path)
             finally:
                 for leftover in (temporary, temporary.with_name(temporary.name + ".wal")):
@@ -153,6 +164,22 @@ def _stamps(root: Path) -> Stamps:
             info = os.stat(path)  # noqa: PTH116 - half the time of Path.stat, and a store may have thousands
             stamps[str(path)[prefix:].replace(os.sep, "/")] = f"{info.st_size}-{info.st_mtime_ns}-{info.st_ino}"
     return stamps
+
+
+def _made(root: Path, old: Path | None, path: Path) -> None:
+    """Write an up-to-date index to ``path``, or say why there is none."""
+    import duckdb
+
+    try:
+        _build(root, old, path)
+    except duckdb.Error as error:
+        path.unlink(missing_ok=True)
+        path.with_name(path.name + ".wal").unlink(missing_ok=True)
+        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)):
+            raise _CannotWriteError from error  # DuckDB hands on the words of the system, not its number
+        raise QueryError(
+            f"The index cannot be built ({error}).", where=root, hint="`xares store verify` looks for damage."
+        ) from error
 
 
 def _build(root: Path, old: Path | None, path: Path) -> None:
