@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.audio.material import encode, encoded
+from xares_store.audio.wav import missing_bytes
 from xares_store.audio.waveform import CropRule, DecodeError, crop_bounds, decode, resample
 from xares_store.errors import AudioError, ConfigError
 
@@ -80,6 +81,26 @@ def test_what_is_no_audio_is_refused(data: bytes) -> None:
     assert isinstance(raised.value, DecodeError)
     assert raised.value.kind == "undecodable"
     assert "0x" not in raised.value.message  # the same bytes give the same reason in every process
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_wav_of_unknown_length_is_read_to_its_end(size: int) -> None:
+    data = bytearray(encoded())
+    place = data.index(b"data") + 4
+    whole, _ = decode(bytes(data))
+    data[place : place + 4] = size.to_bytes(4, "little")
+    assert missing_bytes(data) == 0
+    if size == 0xFFFFFFFF:
+        assert len(decode(bytes(data))[0]) == len(whole)
+
+
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.99])
+def test_a_wav_cut_short_is_refused(part: float) -> None:
+    data = encoded()
+    with pytest.raises(DecodeError, match="cut short") as found:
+        decode(data[: int(len(data) * part)])
+    assert found.value.kind == "undecodable"
+    assert decode(data + b"LIST\x04\0\0\0abcd")  # more behind the samples is no harm
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])

@@ -350,3 +350,12 @@ def test_recorded_failures_are_said_again(toy: Toy, encoder_file: Path, tmp_path
     assert len(embed(str(encoder_file), [str(toy.task)], **arguments).failures) == 1
     again = embed(str(encoder_file), [str(toy.task)], **arguments)
     assert (again.failures, again.stored_failures, again.ok) == ([], 1, True)
+
+
+def test_a_shard_without_audio_is_named(toy: Toy, encoder_file: Path, tmp_path: Path) -> None:
+    write_tar(toy.shards[3], [("readme.txt", b"nothing here")])
+    report = embed(str(encoder_file), [str(toy.task)], store=tmp_path / "s", data=toy.root, workers=0)
+    assert not report.ok
+    ((_, place, message),) = report.broken
+    assert place == "fold-3/fold3"
+    assert "no audio" in message

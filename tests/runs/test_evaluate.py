@@ -16,7 +16,16 @@ import pytest
 
 from tests.toy import Toy, write_tar
 from xares_store.catalog import suites
-from xares_store.errors import ConfigError, CorruptError, LabelError, ShardError, StoreError, TaskError, XaresError
+from xares_store.errors import (
+    ConfigError,
+    CorruptError,
+    LabelError,
+    ProtocolError,
+    ShardError,
+    StoreError,
+    TaskError,
+    XaresError,
+)
 from xares_store.metrics import registry
 from xares_store.runs.compare import compare
 from xares_store.runs.embed import embed
@@ -398,3 +407,34 @@ def test_a_damaged_list_of_shards_is_named(store: Path, text: str) -> None:
 def test_a_setting_of_a_probe_not_asked_for_is_refused(store: Path, probe: str, option: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="not asked for"):
         evaluate(store, probes=[probe], **option)
+
+
+def test_the_same_file_in_two_splits_is_refused_under_strict(
+    make_toy: Callable[..., Toy], encoder_file: Path, tmp_path: Path
+) -> None:
+    toy = make_toy()
+    shutil.copy(toy.shards[0], toy.shards[2])
+    embed(str(encoder_file), [str(toy.task)], store=tmp_path / "s", data=toy.root, workers=0)
+    with pytest.raises(ProtocolError, match="the same file"):
+        evaluate(tmp_path / "s", probes=["knn"])
+
+
+def test_predictions_of_replaced_embeddings_are_not_compared(
+    make_toy: Callable[..., Toy], encoder_file: Path, tmp_path: Path
+) -> None:
+    toy = make_toy()
+    store = tmp_path / "s"
+    for seed in ("0", "1"):
+        embed(str(encoder_file), [str(toy.task)], store=store, data=toy.root, workers=0, encoder_args={"seed": seed})
+    evaluate(store, probes=["knn"])
+    names = sorted(Store.open(store).encoders())
+    before = compare(store, *names)
+    # An older run of the same evaluation, over embeddings that are gone, right on every clip.
+    opened = Store.open(store)
+    run_id = next(run_id for run_id in opened.runs() if opened.read_run(run_id).encoder == names[0])
+    run = opened.read_run(run_id).model_dump(mode="json")
+    table = opened.predictions(run_id)
+    table = table.set_column(table.column_names.index("correct"), "correct", [[True] * len(table)])
+    kept = {key: value for key, value in run.items() if key not in ("run_id", "files", "format")}
+    opened.write_run("older", {**kept, "started": "2001-01-01T00:00:00+00:00", "parts_digest": "0" * 64}, table, None)
+    assert compare(store, *names) == before

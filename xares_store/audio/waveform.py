@@ -11,6 +11,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from xares_store.audio.wav import missing_bytes
 from xares_store.errors import AudioError, ConfigError
 
 # A header may promise any number of samples. Beyond this, memory is only reserved for what is really there.
@@ -76,6 +77,11 @@ def decode(data: bytes | bytearray | BinaryIO) -> tuple[Signal, int]:
         ((80,), 8000)
     """
     stream = io.BytesIO(data) if isinstance(data, bytes | bytearray) else data
+    if isinstance(data, bytes | bytearray) and (missing := missing_bytes(data)):
+        raise DecodeError(
+            f"The file is cut short: {missing} of the bytes of samples that it announces are missing.",
+            kind="undecodable",
+        )
     try:
         with soundfile.SoundFile(stream) as file:
             rate_hz = int(file.samplerate)

@@ -16,10 +16,15 @@ from xares_store.store.store import Store
 # One row a test item: how often it was right over the seeds of a run group. The same folds hold the same items for
 # every encoder, because splits depend on the task's definition alone; runs of another definition are a group of their own.
 _PAIRS = """
-with items as (
+with newest as (  -- scores of embeddings or probe versions that were replaced since do not count
+  select run_id, task_address from runs
+  qualify row_number() over (
+    partition by encoder, task_address, probe, protocol, cast(settings as varchar), "where", seed
+    order by started desc, run_id) = 1
+), items as (
   select p.task, r.task_address as definition, p.probe, p.protocol, cast(p.settings as varchar) as settings,
          coalesce(p."where", '') as restriction, p.fold, p.split, p.clip_id, p.encoder, avg(p.correct::int) as value
-  from predictions p join runs r using (run_id)
+  from predictions p join newest r using (run_id)
   where p.encoder in ($a, $b)
   group by all
 )

@@ -35,6 +35,7 @@ from xares_store.task import Task
 FRESH = ShardState(done=False, sequence=0, first_sample=0, sha256=None, dtype=frozenset(), failures=0)
 Dtype: TypeAlias = Literal["float16", "float32"]
 DTYPES = ("float16", "float32")
+MAX_WORKERS = 512
 MIN_WINDOW_S = 600.0
 MAX_WINDOW_S = 2400.0
 # On a CPU the encoder and the decoding processes take turns; only so many samples a process are under way when they
@@ -164,6 +165,8 @@ def _validate(workers: int | None, batch_seconds: float | None, dtype: str) -> N
         raise ConfigError(f'Stored frames are {" or ".join(DTYPES)}, not "{dtype}".', where="--dtype")
     if workers is not None and workers < 0:
         raise ConfigError(f"The number of decoding processes must be 0 or more, found {workers}.", where="--workers")
+    if workers is not None and workers > MAX_WORKERS:
+        raise ConfigError(f"At most {MAX_WORKERS} decoding processes are started, found {workers}.", where="--workers")
     if batch_seconds is not None and not batch_seconds > 0:
         raise ConfigError(f"A batch must hold more than 0 s of audio, found {batch_seconds}.", where="--batch-seconds")
 
@@ -249,7 +252,14 @@ def _consume(feed: Feed, work: Work, task: Task, meter: Meter, report: EmbedRepo
                     meter.advance(event.bytes, note=_note(task, work, began))
                 elif isinstance(event, Ended):
                     assert current is not None
-                    current.finish()
+                    if current.empty:
+                        current.abort()
+                        place = f"{event.shard.split}/{event.shard.name}"
+                        report.broken.append(
+                            (task.name, place, f"The shard holds no audio.\n  where: {event.shard.path}")
+                        )
+                    else:
+                        current.finish()
                     current = None
                     meter.advance(max(left, 0), note=_note(task, work, began))
                 elif isinstance(event, Reused):

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xares_store.errors import ConfigError, CorruptError, StoreError, TaskError, did_you_mean
+from xares_store.errors import ConfigError, CorruptError, ProtocolError, StoreError, TaskError, did_you_mean
 from xares_store.protocol import Fold, make_folds
 from xares_store.runs.state import missing_shards, parts_of
+from xares_store.store.opened import Part
 from xares_store.store.store import Store
 from xares_store.targets import class_indices, groups
 from xares_store.task import Task
@@ -144,6 +145,8 @@ def load_features(store: Store, encoder: str, task: Task, *, protocol: str, wher
     names = [f"{s}/{k}" for s, k in zip(split, key, strict=True)]
     _, recording = np.unique(np.asarray(names), return_inverse=True)
     folds = make_folds(task, protocol, split=list(split), target=target, group=groups(task, labels, names))
+    if protocol == "strict":
+        _refuse_shared_audio(parts, task)
     # Without fixed splits every clip is tested once, so every sample that failed is one that is not.
     tested = {"test"} if task.data.splits is not None else set(task.split_patterns())
     dropped = sum(part.manifest.counts.failures for part in parts if part.address.split in tested)
@@ -162,6 +165,21 @@ def load_features(store: Store, encoder: str, task: Task, *, protocol: str, wher
 
 def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _refuse_shared_audio(parts: Sequence[Part], task: Task) -> None:
+    """Two splits must not be made of one and the same file, whatever its names."""
+    homes: dict[str, str] = {}
+    for part in parts:
+        place = f"{part.address.split}/{part.address.shard}"
+        other = homes.setdefault(part.manifest.source.sha256, place)
+        if other.partition("/")[0] != part.address.split:
+            raise ProtocolError(
+                f'The shards {other} and {place} of task "{task.name}" are the same file: training and test clips would be '
+                "the same.",
+                where=part.path,
+                hint="Correct the shards or the patterns of the task file.",
+            )
 
 
 def _refuse_duplicates(split: np.ndarray, clip_id: list[str], shard: list[str], encoder: str, task: Task) -> None:

@@ -102,6 +102,11 @@ class ShardRun:
             dtype=work.dtype,
         )
 
+    @property
+    def empty(self) -> bool:
+        """Whether no sample of the shard was met, now or by an earlier call."""
+        return self._first + self._samples == 0
+
     def take(self, content: list[Decoded] | Failure) -> None:
         """Take the next sample of the shard."""
         if self._cut_next:  # cut only now, so that the last part of a shard is never an empty one

@@ -54,12 +54,14 @@ def disk_errors(path: Path, doing: str) -> Iterator[None]:
         raise
     except OSError as error:
         sentence = _SENTENCES.get(error.errno or 0, error.strerror or str(error))
-        free = _free(path)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        free = _free(path) if full else None
         space = "" if free is None else f" {free / 1e6:,.0f} MB are free there."
+        what = "Free some space" if full else "Make the folder writable"
         raise StoreError(
             f"{sentence} ({doing}).{space} Nothing that was committed before is touched.",
             where=path,
-            hint="Free some space or choose another folder with --store, then run the same command again.",
+            hint=f"{what} or choose another one with --store, then run the same command again.",
         ) from error
 
 

@@ -16,7 +16,7 @@ from xares_store.errors import CorruptError, StoreError, StoreFormatError, did_y
 from xares_store.fingerprint import sha256_text
 from xares_store.store import run as run_files
 from xares_store.store import select, usage
-from xares_store.store.files import disk_errors, read_small, seal, unseal
+from xares_store.store.files import disk_errors, read_small, seal, unseal, write_once
 from xares_store.store.layout import (
     EMBEDDINGS,
     ENCODERS,
@@ -89,9 +89,10 @@ class Store:
         )
         with disk_errors(folder, "making a store"):
             folder.mkdir(parents=True, exist_ok=True)
+            # First, and once: a process that looks meanwhile sees an empty folder or a store, and all agree on its id.
+            write_once(folder / STORE_MANIFEST, dump_manifest(manifest))
             for name in (ENCODERS, TASKS, EMBEDDINGS):
                 (folder / name).mkdir(exist_ok=True)
-            atomic_write(folder / STORE_MANIFEST, dump_manifest(manifest))
         return cls.open(folder)
 
     @classmethod
@@ -120,7 +121,7 @@ class Store:
                     where=folder,
                     hint="`xares embed` makes one; --store or XARES_STORE names another folder.",
                 )
-            else:
+            elif not (folder / STORE_MANIFEST).exists():  # looked at again: a store may have been made meanwhile
                 raise StoreFormatError(
                     f"Expected a store, found a folder without {STORE_MANIFEST}."
                     if folder.is_dir()
