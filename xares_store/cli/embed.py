@@ -99,6 +99,11 @@ def _print_report(report: object, store: Path) -> None:
         f"{report.encoder}: {report.clips} clips ({report.audio_s / 3600:.2f} h) in {report.parts} parts, "
         f"{report.seconds:.1f} s{speed}{reused}. Store: {store}"
     )
+    if report.oom_splits:
+        console.print(
+            f"Out of memory {report.oom_splits} times: batches were halved. A smaller --batch-seconds saves the detour.",
+            highlight=False,
+        )
     for task, shard, message in report.broken:
         console.print(f"error: {task} {shard} was not embedded.\n{message}", markup=False, highlight=False)
     for failure in report.failures[:SHOWN_FAILURES]:

@@ -90,7 +90,7 @@ class Batches:
     def __init__(self, sizes: Sequence[int], batch_size: int, device: str):
         batch_size = min(batch_size, sizes[0])  # a larger one makes the same batches and only takes memory
         self._steps = -(-sizes[0] // batch_size)
-        self._sizes, self._batch_size, self._device = sizes, batch_size, device
+        self._batch_size, self._device = batch_size, device
         count = torch.tensor(sizes).view(1, -1) - torch.arange(self._steps).view(-1, 1) * batch_size
         count = count.clamp(0, batch_size)  # (steps, jobs)
         inside = torch.arange(batch_size) < count.unsqueeze(-1)

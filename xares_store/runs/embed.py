@@ -59,6 +59,7 @@ class EmbedReport:
         broken: (task, shard, message) of shards that could not be read; nothing of them was committed.
         skipped_tasks: (task, reason) of shipped tasks without audio, when no task was named.
         batch_s: batch budget by task, in seconds of audio.
+        oom_splits: how often a batch was halved because the accelerator ran out of memory.
         seconds, audio_s, encoder_s, decode_cpu_s: wall time, audio embedded, time inside the encoder, processor time
             spent on decoding and resampling, all in seconds.
     """
@@ -73,6 +74,7 @@ class EmbedReport:
     broken: list[tuple[str, str, str]] = field(default_factory=list)
     skipped_tasks: list[tuple[str, str]] = field(default_factory=list)
     batch_s: dict[str, float] = field(default_factory=dict)
+    oom_splits: int = 0
     seconds: float = 0.0
     audio_s: float = 0.0
     encoder_s: float = 0.0
@@ -232,6 +234,7 @@ def _counted(work: Work, report: EmbedReport) -> Iterator[None]:
             report.failures += work.failures
             report.encoder_s += work.encoder_s
             report.audio_s += work.audio_s
+            report.oom_splits += work.oom_splits
 
 
 def _consume(feed: Feed, work: Work, task: Task, meter: Meter, report: EmbedReport) -> None:
