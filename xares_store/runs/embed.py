@@ -40,7 +40,7 @@ MIN_WINDOW_S = 600.0
 MAX_WINDOW_S = 2400.0
 # On a CPU the encoder and the decoding processes take turns; only so many samples a process are under way when they
 # change over. On an accelerator decoding runs ahead all the time.
-SHORT_LOOKAHEAD = 3
+SHORT_LOOKAHEAD = 2
 
 
 @dataclass
@@ -245,7 +245,7 @@ def _consume(feed: Feed, work: Work, task: Task, meter: Meter, report: EmbedRepo
         try:
             for event in feed:
                 if isinstance(event, Started):
-                    current = ShardRun(work, event.shard, event.state, event.sha256)
+                    current = ShardRun(work, event.shard, event.state, event.digest.result)
                     left = event.shard.path.stat().st_size
                 elif isinstance(event, Item):
                     assert current is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -21,11 +22,14 @@ from xares_store.runs.state import ShardState
 
 @dataclass(frozen=True)
 class Started:
-    """A shard is about to be embedded, from sample ``state.first_sample`` on."""
+    """A shard is about to be embedded, from sample ``state.first_sample`` on.
+
+    The digest of its content is computed while the first clips are being decoded.
+    """
 
     shard: Shard
     state: ShardState
-    sha256: str
+    digest: Future[str]
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Feed:
         self._changed = threading.Condition()
         self._stopped = False
         self._resting = False
+        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="xares-hash")
         self._thread = threading.Thread(target=self._run, name="xares-feed", daemon=True)
 
     def __iter__(self) -> Iterator[Event]:
@@ -122,6 +127,7 @@ class Feed:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
+        self._hashing.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
     def resting(self) -> Iterator[None]:
@@ -168,10 +174,10 @@ class Feed:
         """Check a shard's identity and begin to decode it."""
         try:
             state = self._state_of(shard)
-            digest = sha256_file(shard.path)
-            if state.sha256 is not None and digest != state.sha256:
+            digest = self._hashing.submit(sha256_file, shard.path)
+            if state.sha256 is not None and digest.result() != state.sha256:
                 raise ClashError(
-                    f"The audio shard has changed since it was embedded (sha256 {state.sha256[:12]} then, {digest[:12]} now).",
+                    f"The audio shard has changed since it was embedded (sha256 {state.sha256[:12]} then, {digest.result()[:12]} now).",
                     where=shard.path,
                     hint="Restore the old shard, or remove what was made of it and embed again: "
                     f"xares store rm --shard {shard.split}/{shard.name} --task TASK --encoder ENCODER",

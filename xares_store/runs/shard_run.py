@@ -72,10 +72,10 @@ class Work:
 class ShardRun:
     """Turn the samples of one shard into committed parts."""
 
-    def __init__(self, work: Work, shard: Shard, state: ShardState, sha256: str) -> None:
+    def __init__(self, work: Work, shard: Shard, state: ShardState, sha256: Callable[[], str]) -> None:
         self._work = work
         self.shard = shard
-        self._source = Source(name=shard.name, sha256=sha256, bytes=shard.path.stat().st_size)
+        self._sha256 = sha256
         self._sequence = state.sequence
         self._first = state.first_sample
         self._samples = 0
@@ -209,8 +209,9 @@ class ShardRun:
             "timing": timing,
             "versions": work.versions,
         }
+        source = Source(name=self.shard.name, sha256=self._sha256(), bytes=self.shard.path.stat().st_size)
         work.settle(keep=1)  # at most two parts in memory: one being written, one being filled
-        work.pending.append(work.commits.submit(writer.commit, self._source, **arguments))
+        work.pending.append(work.commits.submit(writer.commit, source, **arguments))
         self._first += self._samples
         self._samples = 0
         self._sequence += 1
