@@ -1,12 +1,16 @@
-"""The scores in a store as rows: the view ``leaderboard``, filtered."""
+"""The scores in a store as rows: the view ``leaderboard``, filtered, or a suite with its averages."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from xares_store.errors import ConfigError
+from xares_store.runs.aggregates import suite_report
 from xares_store.runs.features import choose_encoders, known_tasks
 from xares_store.store.store import Store
+from xares_store.task import Task
 
 
 def leaderboard_rows(
@@ -16,19 +20,35 @@ def leaderboard_rows(
     encoders: Sequence[str] = (),
     probes: Sequence[str] = (),
     protocols: Sequence[str] = (),
+    suite: str | os.PathLike[str] | Task | Sequence[str | os.PathLike[str] | Task] | None = None,
+    published: bool = False,
 ) -> tuple[list[str], list[tuple[object, ...]]]:
     """Return the leaderboard of a store: columns and rows, by task and then best first.
 
     Args:
         store: folder of the store, or an open store.
         tasks, encoders, probes, protocols: names to keep; empty keeps all.
+        suite: a suite, a task file, or several: return the rows of
+            :meth:`~xares_store.runs.suite.SuiteReport.rows` instead, task scores and their averages.
+        published: with a suite, add the printed scores of the X-ARES tables, marked with their source.
 
     Raises:
-        TaskError, ConfigError: the store has no such task or encoder.
+        TaskError, ConfigError: the store has no such task or encoder, there is no such suite, or arguments exclude each
+            other.
 
     Example:
         >>> columns, rows = leaderboard_rows("my.store", tasks=["esc50"])  # doctest: +SKIP
+        >>> columns, rows = leaderboard_rows("my.store", suite="xares")    # doctest: +SKIP
     """
+    if suite is not None:
+        if tasks:
+            raise ConfigError(
+                "A suite says which tasks count; tasks cannot be given beside it.", hint="Leave one away."
+            )
+        report = suite_report(store, suite, encoders=encoders, probes=probes, protocols=protocols, published=published)
+        return report.rows()
+    if published:
+        raise ConfigError("Published scores are shown beside those of a suite.", hint='Add suite="xares".')
     opened = store if isinstance(store, Store) else Store.open(store)
     wanted = {
         "task": known_tasks(opened, tasks),

@@ -1,0 +1,127 @@
+"""Scores printed in papers and READMEs, as lines beside those of a store.
+
+``tasks/published_scores.csv`` is read-only data: one row a printed number with its source. Printed numbers are shown
+with that source and never enter an average together with a store's own scores.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from xares_store.catalog import data_dir
+from xares_store.metrics.aggregate import normalised_score
+from xares_store.metrics.registry import metric_for
+from xares_store.runs.suite import Line, TaskScore, averages_of
+from xares_store.task import Task
+
+FILE = "published_scores.csv"
+_PROBE_NAMES = {"MLP": "mlp", "kNN": "knn"}  # as the X-ARES tables print them
+_AVERAGE = "weighted average"
+
+
+@dataclass(frozen=True)
+class PublishedScore:
+    """One printed number.
+
+    Attributes:
+        source: paper or README, with its revision where it has one.
+        benchmark: ``X-ARES``, ``XARES-LLM``, ...
+        probe, encoder, task, metric: as printed.
+        score: as printed; X-ARES and XARES-LLM 0 to 1, others percent.
+        footnote: what the reader of the number should know.
+    """
+
+    source: str
+    benchmark: str
+    probe: str
+    encoder: str
+    task: str
+    metric: str
+    score: float
+    footnote: str
+
+
+@cache
+def published_scores() -> tuple[PublishedScore, ...]:
+    """Return every printed number that ships, in the order of the file.
+
+    Example:
+        >>> len(published_scores())
+        525
+    """
+    with (data_dir("tasks") / FILE).open(encoding="utf-8", newline="") as stream:
+        return tuple(
+            PublishedScore(
+                row["source"],
+                row["benchmark"],
+                row["probe"],
+                row["encoder"],
+                row["task"],
+                row["metric"],
+                float(row["score"]),
+                row["footnote"],
+            )
+            for row in csv.DictReader(stream)
+        )
+
+
+def published_lines(tasks: Sequence[Task], *, probes: Sequence[str] = ()) -> list[Line]:
+    """Return the published X-ARES scores of some tasks: a line a source, probe and encoder.
+
+    A task is found by the name under which tables print it (``published.result_name`` of its file). Test sizes are not
+    printed, so only the averages with published weights exist.
+
+    Args:
+        tasks: tasks of a suite.
+        probes: ``mlp``, ``knn``; empty means both.
+
+    Returns:
+        Lines with at least one of the tasks, in the order of the file.
+
+    Example:
+        >>> from xares_store.catalog import load_tasks
+        >>> line = published_lines(load_tasks(["xares"]), probes=["knn"])[0]
+        >>> line.encoder, line.source, len(line.scores)
+        ('dasheng', 'X-ARES README (161f0ef)', 20)
+    """
+    named = {task.published.result_name: task for task in tasks if task.published.result_name}
+    found: dict[tuple[str, str, str], dict[str, TaskScore]] = {}
+    printed: dict[tuple[str, str, str], list[tuple[str, float, str]]] = {}
+    for row in published_scores():
+        probe = _PROBE_NAMES.get(row.probe)
+        if row.benchmark != "X-ARES" or probe is None or (probes and probe not in probes):
+            continue
+        key = (row.source, probe, row.encoder)
+        if row.metric == _AVERAGE:
+            printed.setdefault(key, []).append((row.task, row.score, row.footnote))
+        elif (task := named.get(row.task)) is not None and row.metric == task.metric.name:
+            # Where a table prints two values for a task, the corrected one follows the one that it replaces.
+            found.setdefault(key, {})[task.name] = _task_score(task, row)
+    return [
+        Line(
+            source=source,
+            encoder=encoder,
+            probe=probe,
+            protocol=None,
+            settings={},
+            scores=tuple(scores[task.name] for task in tasks if task.name in scores),
+            averages=averages_of(tasks, scores, weightings=("published",)),
+            printed=tuple(printed.get((source, probe, encoder), ())),
+        )
+        for (source, probe, encoder), scores in found.items()
+    ]
+
+
+def _task_score(task: Task, row: PublishedScore) -> TaskScore:
+    metric = metric_for(task.metric.name)
+    return TaskScore(
+        task=task.name,
+        domain=task.domain,
+        metric=metric.name,
+        score=row.score,
+        normalised=normalised_score(row.score, worst=metric.worst, best=metric.best),
+        published_weight=task.published.weight,
+    )
