@@ -73,6 +73,15 @@ def format_options(command: F) -> F:
     return click.option("--table", "fmt", flag_value="table", default="table", help="Print a table (default).")(command)
 
 
+def paper_options(command: F) -> F:
+    """Add ``--markdown`` and ``--latex`` to those of :func:`format_options`; ``fmt`` is then also one of these."""
+    command = click.option("--latex", "fmt", flag_value="latex", help="Print LaTeX instead of a table.")(command)
+    command = click.option("--markdown", "fmt", flag_value="markdown", help="Print Markdown instead of a table.")(
+        command
+    )
+    return format_options(command)
+
+
 def _cell(value: object) -> str:
     if value is None:
         return "-"
@@ -104,12 +113,12 @@ def _plain(value: object) -> object:
 def emit(
     columns: Sequence[str], rows: Sequence[Sequence[object]], *, fmt: str = "table", title: str | None = None
 ) -> None:
-    """Print rows to standard output as a table for people, or as JSON or CSV for programs.
+    """Print rows to standard output as a table for people, for papers, or as JSON or CSV for programs.
 
     Args:
         columns: column names.
         rows: one sequence a row, as long as ``columns``.
-        fmt: ``table``, ``json`` (a list of objects; non-finite numbers are null) or ``csv``.
+        fmt: ``table``, ``markdown``, ``latex``, ``json`` (a list of objects; non-finite numbers are null) or ``csv``.
         title: heading of the table; programs do not get it.
     """
     if fmt == "json":
@@ -122,13 +131,18 @@ def emit(
         for row in rows:
             writer.writerow(["" if value is None else _json_cell(value) for value in row])
         return
-    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    if fmt in ("markdown", "latex"):
+        click.echo((_markdown if fmt == "markdown" else _latex)(columns, rows, title))
+        return
+    table = Table(
+        title=title and _escape(title), title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for index, column in enumerate(columns):
-        numeric = any(isinstance(row[index], int | float) and not isinstance(row[index], bool) for row in rows)
+        numeric = _numeric(index, rows)
         # Where the terminal is narrow, long text is folded; numbers and names stay whole.
         longest = max((len(_cell(row[index])) for row in rows), default=0)
         table.add_column(
-            column,
+            _escape(column),
             justify="right" if numeric else "left",
             overflow="fold",
             no_wrap=numeric,
@@ -143,6 +157,51 @@ def emit(
     elif out.width < needed.minimum:  # the terminal breaks the lines, which reads better than columns of single letters
         out = Console(width=needed.minimum)
     out.print(table)
+
+
+def _numeric(index: int, rows: Sequence[Sequence[object]]) -> bool:
+    return any(isinstance(row[index], int | float) and not isinstance(row[index], bool) for row in rows)
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    marks = ["---:" if _numeric(index, rows) else "---" for index in range(len(columns))]
+    head = [f"**{title}**", ""] if title else []
+    return "\n".join([*head, line(columns), line(marks), *(line([_cell(value) for value in row]) for row in rows)])
+
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        **{letter: "\\" + letter for letter in "&%$#_{}"},
+    }
+)
+
+
+def _latex(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None) -> str:
+    """A tabular that needs no package; the title is a comment, because captions belong to the paper."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(cell.translate(_LATEX).replace("\n", " ") for cell in cells) + r" \\"
+
+    kinds = "".join("r" if _numeric(index, rows) else "l" for index in range(len(columns)))
+    head = ["% " + title.replace("\n", " ")] if title else []
+    return "\n".join(
+        [
+            *head,
+            rf"\begin{{tabular}}{{{kinds}}}",
+            r"\hline",
+            line(columns),
+            r"\hline",
+            *(line([_cell(value) for value in row]) for row in rows),
+            r"\hline",
+            r"\end{tabular}",
+        ]
+    )
 
 
 def lift(

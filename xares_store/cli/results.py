@@ -6,12 +6,15 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from xares_store.cli.common import emit, format_options, lift, store_option
+from xares_store.cli.common import console, emit, format_options, lift, paper_options, store_option
 from xares_store.probes.probe import PROBES
+
+if TYPE_CHECKING:
+    from xares_store.runs.suite import Line, SuiteReport
 
 LEADERBOARD = (
     "task", "encoder", "probe", "protocol", "metric", "score", "low", "high", "n_seeds", "seed_sd", "n_test", "weight",
@@ -20,6 +23,7 @@ COMPARE = (
     "task", "probe", "protocol", "n", "a", "b", "difference", "low", "high", "p", "p_holm", "settings", "where",
     "task_address",
 )  # fmt: skip
+PAPER = ("table", "markdown", "latex")  # formats that people read
 # What makes another row besides the probe's settings.
 _APART = ("where", "task_address", "probe_version", "metric_version", "parts_digest")
 
@@ -30,34 +34,115 @@ _APART = ("where", "task_address", "probe_version", "metric_version", "parts_dig
 @click.option("--encoder", "encoders", multiple=True, metavar="NAME", help="Only this encoder.")
 @click.option("--probe", "probes", multiple=True, type=click.Choice(list(PROBES)), help="Only this probe.")
 @click.option("--protocol", type=click.Choice(["strict", "published"]), default=None, help="Only this protocol.")
-@format_options
+@click.option(
+    "--suite", multiple=True, metavar="SUITE", help="Average over this suite (xares, xares-public) or task file."
+)
+@click.option("--published", is_flag=True, help="With --suite: printed scores of the X-ARES tables beside ours.")
+@click.option(
+    "--mteb", type=click.Path(path_type=Path), metavar="DIR", help="With --suite: MTEB-shaped JSON files into DIR."
+)
+@paper_options
 def leaderboard(
     store: Path,
     tasks: tuple[str, ...],
     encoders: tuple[str, ...],
     probes: tuple[str, ...],
     protocol: str | None,
+    suite: tuple[str, ...],
+    published: bool,
+    mteb: Path | None,
     fmt: str,
 ) -> None:
     """Show the scores in a store, best first.
 
     One row an encoder, task, probe, protocol and settings. low and high are the 95 % interval over test clips, seed_sd
     is the spread over seeds: two different things. Protocols are never mixed.
+
+    With --suite: tasks as rows, encoders as columns, and below them the averages of normalised scores (0 worst, 1
+    best), weighted by counted test items and by the constants of the published tables. Each probe, protocol and change
+    of settings has a table of its own. Missing tasks are named, and an average without them is partial. --csv and
+    --json give one long table of everything.
     """
+    protocols = (protocol,) if protocol else ()
+    if suite:
+        if tasks:
+            raise click.UsageError("--suite says which tasks count; leave --task away.")
+        from xares_store.runs.aggregates import suite_report
+        from xares_store.runs.mteb import write_mteb
+
+        report = suite_report(store, suite, encoders=encoders, probes=probes, protocols=protocols, published=published)
+        _emit_suite(report, fmt)
+        if mteb is not None:
+            files = write_mteb(report, mteb)
+            console.print(f"Wrote {len(files)} results to {mteb}.", markup=False, highlight=False)
+        return
+    if published or mteb is not None:
+        raise click.UsageError(f"{'--published' if published else '--mteb'} needs --suite, for example --suite xares.")
     from xares_store.runs.leaderboard import leaderboard_rows
 
-    columns, rows = leaderboard_rows(
-        store, tasks=tasks, encoders=encoders, probes=probes, protocols=(protocol,) if protocol else ()
-    )
-    if fmt == "table":  # programs get every column, people the ones that fit and tell rows apart
+    columns, rows = leaderboard_rows(store, tasks=tasks, encoders=encoders, probes=probes, protocols=protocols)
+    if fmt in PAPER:  # programs get every column, people the ones that fit and tell rows apart
         records = [dict(zip(columns, row, strict=True)) for row in rows]
-        _emit_short(records, LEADERBOARD, None, ("task", "encoder"))
+        _emit_short(records, LEADERBOARD, None, ("task", "encoder"), fmt)
         return
     emit(columns, rows, fmt=fmt)
 
 
+def _emit_suite(report: SuiteReport, fmt: str) -> None:
+    """Print a suite: tables and notes for people, one long table for programs (notes go to standard error)."""
+    if fmt not in PAPER:
+        columns, rows = report.rows()
+        emit(columns, rows, fmt=fmt)
+        for note in report.notes:
+            console.print(f"note: {note}", markup=False, highlight=False)
+        return
+    groups: defaultdict[tuple[str, str | None, str], list[Line]] = defaultdict(list)
+    ours = [line for line in report.lines if line.protocol]
+    for line in ours:
+        groups[line.probe, line.protocol, line.label].append(line)
+    for line in report.lines:
+        if not line.protocol:
+            mine = [key for key in groups if key[0] == line.probe and key[1]] or [(line.probe, None, "")]
+            for key in mine:
+                groups[key].append(line)
+    for (probe, protocol, label), lines in groups.items():
+        title = f"{report.suite}, probe: {probe}, protocol: {protocol or 'published, as printed'}"
+        _emit_wide(report, lines, title + (f", {label}" if label else ""), fmt)
+        click.echo()
+    mark = {"latex": "% ", "markdown": "* "}.get(fmt, "note: ")
+    for note in report.notes:
+        click.echo(mark + note)
+
+
+def _emit_wide(report: SuiteReport, lines: Sequence[Line], title: str, fmt: str) -> None:
+    heads = [line.encoder if line.protocol else f"{line.encoder} (published: {_short(line.source)})" for line in lines]
+    scores = [{score.task: score.score for score in line.scores} for line in lines]
+    rows: list[list[object]] = [
+        [task.name, task.domain, task.metric.name, *(found.get(task.name) for found in scores)] for task in report.tasks
+    ]
+    averages = [{(one.scope, one.weights): one for one in line.averages} for line in lines]
+    for scope, weights in dict.fromkeys(key for found in averages for key in found):
+        cells: list[object] = []
+        for found in averages:
+            one = found.get((scope, weights))
+            if one is None or one.value is None or not one.partial:
+                cells.append(None if one is None else one.value)
+            else:
+                cells.append(f"{one.value:.4f} (partial, {one.n_tasks} of {one.of_tasks})")
+        rows.append([f"average, {weights} weights", scope, "normalised", *cells])
+    emit(["task", "domain", "metric", *heads], rows, fmt=fmt, title=title)
+
+
+def _short(source: str) -> str:
+    return source.partition("(")[0].partition(",")[0].strip()
+
+
 def _emit_short(
-    records: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str | None, apart: tuple[str, ...]
+    records: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    title: str | None,
+    apart: tuple[str, ...],
+    fmt: str = "table",
 ) -> None:
     """Print some columns; where rows agree in ``apart``, probe and protocol, also how their settings differ."""
     groups: defaultdict[tuple[object, ...], list[Mapping[str, Any]]] = defaultdict(list)
@@ -82,7 +167,7 @@ def _emit_short(
     shown = [*columns, "settings"] if any(notes.values()) else list(columns)
     rows = [[notes[id(record)] if name == "settings" else record[name] for name in shown] for record in records]
     same, shown, rows = lift(shown, rows, ("protocol", "metric") if "metric" in shown else ("protocol",))
-    emit(shown, rows, title=", ".join(filter(None, (title, same))) or None)
+    emit(shown, rows, fmt=fmt, title=", ".join(filter(None, (title, same))) or None)
 
 
 @click.command()
