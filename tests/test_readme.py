@@ -67,3 +67,7 @@ def test_make_bench_runs_every_benchmark() -> None:
 
     files = {path.stem.removeprefix("bench_") for path in (ROOT / "tests" / "benchmarks").glob("bench_*.py")}
     assert files == set(NAMES)
+
+
+def test_every_number_in_the_readme_is_one_that_was_measured() -> None:
+    assert "RESULT_" not in README

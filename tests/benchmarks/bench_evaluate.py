@@ -56,7 +56,12 @@ def make_store(path: Path, clips: int, dim: int, frames: int) -> tuple[Task, np.
             clip = Clip(f"c{row:06d}", f"c{row:06d}", 0, 0.0, frames * 0.02, json.dumps({"label": int(target[row])}))
             writer.add(clip, np.broadcast_to(values[row], (frames, dim)).astype(np.float32), values[row])
         writer.commit(
-            Source(f"f{fold}", "0" * 64, 1), final=True, first_sample=0, n_samples=len(rows), timing={}, versions={}
+            Source(f"f{fold}", f"{fold:064x}", 1),
+            final=True,
+            first_sample=0,
+            n_samples=len(rows),
+            timing={},
+            versions={},
         )
     expect_shards(store, ENCODER, task.audio_address, [(f"fold-{fold}", f"f{fold}") for fold in range(5)])
     return task, values, target
