@@ -1,16 +1,35 @@
-"""From label JSON to targets: class indices and groups, made in phase two from text that was stored verbatim."""
+"""From label JSON to targets, by kind, and to groups: made in phase two from text that was stored verbatim."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from xares_store.errors import LabelError, did_you_mean
+from xares_store.kinds import Captions, Events, MultiLabel, Regression, SingleLabel, Transcript
 from xares_store.task import Task
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EventTable:
+    """The events of one recording.
+
+    Attributes:
+        onset_s, offset_s: float64 ``(events,)``, seconds from the start of the recording.
+        label: class index, int64 ``(events,)``.
+    """
+
+    onset_s: npt.NDArray[np.float64]
+    offset_s: npt.NDArray[np.float64]
+    label: npt.NDArray[np.int64]
 
 
 def class_indices(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -32,21 +51,185 @@ def class_indices(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) ->
         >>> class_indices(load_task("esc10"), ['{"label": 3}'], ["a"])
         array([3])
     """
-    index_of = {label: index for index, label in enumerate(task.labels)}
-    by_index = task.target.encoding == "index"
-    key = task.target.key
-    indices = np.empty(len(labels), dtype=np.int64)
-    seen: dict[str, int] = {}  # crops of one recording repeat its text
-    for row, (text, clip_id) in enumerate(zip(labels, clip_ids, strict=True)):
-        index = seen.get(text)
+    target = _target(task, SingleLabel)
+    index_of = _index_of(target.labels, target.aliases)
+    by_index = target.encoding == "index"
+
+    def read(text: str, clip_id: str) -> int:
+        value = _value(text, target.key, clip_id)
+        index = _index(value, len(target.labels)) if by_index else index_of.get(_text(value) or "")
         if index is None:
-            value = _value(text, key, clip_id)
-            index = _index(value, len(index_of)) if by_index else index_of.get(_text(value) or "")
-            if index is None:
-                raise _unknown(task, value, clip_id)
-            seen[text] = index
-        indices[row] = index
-    return indices
+            raise _unknown(task, value, clip_id)
+        return index
+
+    return np.asarray(_each(labels, clip_ids, read), dtype=np.int64)
+
+
+def multi_hot(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Turn label JSON into a row of zeros and ones a clip; a clip without labels is all zeros.
+
+    Args:
+        task, labels, clip_ids: as in :func:`class_indices`, for a ``multi-label`` task.
+
+    Returns:
+        ``(clips, classes)``.
+
+    Raises:
+        LabelError: as :func:`class_indices`.
+    """
+    target = _target(task, MultiLabel)
+    index_of = _index_of(target.labels, target.aliases)
+    result = np.zeros((len(labels), len(target.labels)), dtype=np.uint8)
+
+    def read(text: str, clip_id: str) -> list[int]:
+        value = _value(text, target.key, clip_id)
+        return _classes(task, target, index_of, value, clip_id, target.key)
+
+    for row, classes in enumerate(_each(labels, clip_ids, read)):
+        result[row, classes] = 1
+    return result
+
+
+def events_of(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> list[EventTable]:
+    """Turn label JSON into the events of each clip's recording.
+
+    An event with several labels becomes one event a label. Events that start before 0 are cut there.
+
+    Args:
+        task, labels, clip_ids: as in :func:`class_indices`, for an ``events`` task.
+
+    Raises:
+        LabelError: as :func:`class_indices`; also for an event without times, or one that ends before it starts.
+    """
+    target = _target(task, Events)
+    index_of = _index_of(target.labels, target.aliases)
+
+    def read(text: str, clip_id: str) -> EventTable:
+        found = _json(text, clip_id) if target.key is None else _value(text, target.key, clip_id)
+        if not isinstance(found, list):
+            raise _malformed("a list of events", found, task, clip_id, target.key)
+        onsets: list[float] = []
+        offsets: list[float] = []
+        classes: list[int] = []
+        for event in found:
+            if not isinstance(event, dict):
+                raise _malformed("an event as a JSON object", event, task, clip_id, target.key)
+            onset, offset, label = (
+                _member(event, key, clip_id) for key in (target.onset_key, target.offset_key, target.label_key)
+            )
+            times = _number(onset), _number(offset)
+            if times[0] is None or times[1] is None or times[1] < times[0]:
+                raise _malformed("an onset and a later offset in seconds", [onset, offset], task, clip_id, target.key)
+            for index in _classes(task, target, index_of, label, clip_id, target.label_key):
+                onsets.append(max(0.0, times[0]))
+                offsets.append(max(0.0, times[1]))
+                classes.append(index)
+        return EventTable(np.asarray(onsets), np.asarray(offsets), np.asarray(classes, dtype=np.int64))
+
+    return _each(labels, clip_ids, read)
+
+
+def captions_of(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the captions of each clip, at least one.
+
+    Args:
+        task, labels, clip_ids: as in :func:`class_indices`, for a ``captions`` task.
+
+    Raises:
+        LabelError: a clip has no caption, or something that is no text.
+    """
+    target = _target(task, Captions)
+
+    def read(text: str, clip_id: str) -> tuple[str, ...]:
+        if target.key is None:
+            content = _json(text, clip_id)
+            found: Any = list(content.values()) if isinstance(content, dict) else content
+        else:
+            found = _value(text, target.key, clip_id)
+        sentences = [found] if isinstance(found, str) else found
+        if not isinstance(sentences, list) or not sentences:
+            raise _malformed("one or more captions", found, task, clip_id, target.key)
+        for sentence in sentences:
+            if not isinstance(sentence, str) or not sentence.strip():
+                raise _malformed("captions as text", sentence, task, clip_id, target.key)
+        return tuple(sentences)
+
+    return _each(labels, clip_ids, read)
+
+
+def numbers(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Return the number of each clip.
+
+    Args:
+        task, labels, clip_ids: as in :func:`class_indices`, for a ``regression`` task.
+
+    Returns:
+        ``(clips,)``.
+
+    Raises:
+        LabelError: a value that is missing or no finite number.
+    """
+    target = _target(task, Regression)
+
+    def read(text: str, clip_id: str) -> float:
+        value = _value(text, target.key, clip_id)
+        number = _number(value)
+        if number is None:
+            raise _malformed("a number", value, task, clip_id, target.key)
+        return number
+
+    return np.asarray(_each(labels, clip_ids, read), dtype=np.float32)
+
+
+def transcripts(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> list[str]:
+    """Return what is said in each clip.
+
+    Args:
+        task, labels, clip_ids: as in :func:`class_indices`, for a ``transcript`` task.
+
+    Raises:
+        LabelError: a value that is missing or no text.
+    """
+    target = _target(task, Transcript)
+
+    def read(text: str, clip_id: str) -> str:
+        value = _value(text, target.key, clip_id)
+        if not isinstance(value, str):
+            raise _malformed("a text", value, task, clip_id, target.key)
+        return value
+
+    return _each(labels, clip_ids, read)
+
+
+def strata(task: Task, target: Any) -> npt.NDArray[np.int64]:
+    """Return a class for every clip by which splits are stratified, shape ``(clips,)``.
+
+    Args:
+        task: says the kind.
+        target: what the function of that kind returned.
+
+    The class itself; the rarest label of a clip with several, or of its events, one class more for none; one of ten
+    equal ranges of a number; a single class for texts.
+    """
+    kind = task.target.kind
+    if kind == "single-label":
+        return np.asarray(target, dtype=np.int64)
+    if kind in ("multi-label", "events"):
+        present = np.asarray(target) if kind == "multi-label" else _present(target, len(task.labels))
+        rank = np.argsort(np.argsort(present.sum(axis=0), kind="stable"), kind="stable")  # 0: the rarest
+        order = np.where(present > 0, rank, len(rank))
+        return np.asarray(np.where(present.any(axis=1), order.argmin(axis=1), len(rank)), dtype=np.int64)
+    if kind == "regression":
+        low, high = float(np.min(target)), float(np.max(target))
+        return np.minimum(9, (np.asarray(target) - low) / ((high - low) or 1.0) * 10).astype(np.int64)
+    return np.zeros(len(target), dtype=np.int64)
+
+
+def _present(tables: Sequence[EventTable], n_classes: int) -> npt.NDArray[np.uint8]:
+    present = np.zeros((len(tables), n_classes), dtype=np.uint8)
+    for row, table in enumerate(tables):
+        present[row, table.label] = 1
+    return present
 
 
 def groups(task: Task, labels: Sequence[str], keys: Sequence[str]) -> list[str]:
@@ -77,15 +260,68 @@ def groups(task: Task, labels: Sequence[str], keys: Sequence[str]) -> list[str]:
     return found
 
 
-def _value(text: str, key: str, clip_id: str) -> Any:
+def _target(task: Task, kind: type[T]) -> T:
+    if not isinstance(task.target, kind):
+        raise TypeError(f"task {task.name} is of kind {task.target.kind}")
+    return task.target
+
+
+def _index_of(labels: Sequence[str], aliases: Mapping[str, str] | None) -> dict[str, int]:
+    index_of = {label: index for index, label in enumerate(labels)}
+    return index_of | {spelling: index_of[label] for spelling, label in (aliases or {}).items()}
+
+
+def _each(labels: Sequence[str], clip_ids: Sequence[str], read: Callable[[str, str], T]) -> list[T]:
+    """Read every clip's JSON; crops of one recording repeat its text, which is read once."""
+    seen: dict[str, T] = {}
+    found: list[T] = []
+    for text, clip_id in zip(labels, clip_ids, strict=True):
+        if text not in seen:
+            seen[text] = read(text, clip_id)
+        found.append(seen[text])
+    return found
+
+
+def _classes(
+    task: Task, target: MultiLabel | Events, index_of: Mapping[str, int], value: Any, clip_id: str, key: str
+) -> list[int]:
+    """Return the classes that a value with any number of labels names."""
+    names: list[str | None]
+    if isinstance(value, list):
+        names = [_text(item) for item in value]
+    elif isinstance(value, str) and target.separator is not None:
+        names = [name for part in value.split(target.separator) if (name := part.strip())]
+    else:
+        names = [_text(value)]
+    found: list[int] = []
+    for position, name in enumerate(names):
+        if name is None:
+            raise _malformed("labels as text", value, task, clip_id, key)
+        if name in (target.ignore or ()):
+            continue
+        if name not in index_of:
+            raise _unknown(task, value[position] if isinstance(value, list) else name, clip_id, key)
+        found.append(index_of[name])
+    return found
+
+
+def _json(text: str, clip_id: str) -> Any:
     try:
-        content = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise LabelError(
             f"The clip's label is not valid JSON: {error}.", where=f"clip {clip_id}", hint="Repair the audio shard."
         ) from None
+
+
+def _value(text: str, key: str, clip_id: str) -> Any:
+    content = _json(text, clip_id)
     if not isinstance(content, dict):
         raise LabelError(f"Wanted a JSON object beside the audio, found {_show(content)}.", where=f"clip {clip_id}")
+    return _member(content, key, clip_id)
+
+
+def _member(content: dict[str, Any], key: str, clip_id: str) -> Any:
     try:
         return content[key]
     except KeyError:
@@ -95,6 +331,26 @@ def _value(text: str, key: str, clip_id: str) -> Any:
             where=f"clip {clip_id}",
             hint=did_you_mean(key, known, listing="Correct target.key (or group_key) in the task file."),
         ) from None
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number, also one written as text."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _malformed(wanted: str, found: Any, task: Task, clip_id: str, key: str | None) -> LabelError:
+    return LabelError(
+        f"Wanted {wanted}, found {_show(found)}.",
+        where=f"clip {clip_id}, " + (f'key "{key}", ' if key is not None else "") + f"task {task.name}",
+        hint="Correct the JSON beside the audio, or [target] in the task file.",
+    )
 
 
 def _text(value: Any) -> str | None:
@@ -112,15 +368,17 @@ def _index(value: Any, n_classes: int) -> int | None:
     return int(value) if isinstance(value, int) and 0 <= value < n_classes else None
 
 
-def _unknown(task: Task, value: Any, clip_id: str) -> LabelError:
-    where = f'clip {clip_id}, key "{task.target.key}", task {task.name}'
+def _unknown(task: Task, value: Any, clip_id: str, key: str | None = None) -> LabelError:
+    target = task.target
+    named = key if key is not None else getattr(target, "key", None)
+    where = f'clip {clip_id}, key "{named}", task {task.name}'
     if isinstance(value, list | dict | float) or value is None:
         return LabelError(
             f"Wanted one label for the clip, found {_show(value)}.",
             where=where,
             hint="A single-label task needs text or a whole number there.",
         )
-    if task.target.encoding == "index":
+    if isinstance(target, SingleLabel) and target.encoding == "index":
         return LabelError(
             f"Wanted a class index from 0 to {len(task.labels) - 1}, found {_show(value)}.",
             where=where,

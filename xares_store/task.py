@@ -23,16 +23,17 @@ settings of the probes. It holds no code, no import paths and no devices: a task
 
 from __future__ import annotations
 
-import re
 import tomllib
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StrictBool, ValidationError, model_validator
+from pydantic import AfterValidator, Field, Strict, StrictBool, ValidationError, model_validator
 
 from xares_store import fingerprint as _hash
 from xares_store.errors import TaskError, did_you_mean
+from xares_store.kinds import METRICS_OF_KIND, PROBES_OF_KIND, Seconds, Table, Target, file_name
+from xares_store.measures import Count, Metric, Probes
 from xares_store.patterns import first_overlap, path_problem, pattern_problem
 from xares_store.validation import problems, read_text
 
@@ -40,7 +41,6 @@ FORMAT = 1
 SPLITS = ("train", "valid", "test")
 FOLD_PREFIX = "fold-"
 POOL_SPLIT = "all"
-METRICS_OF_KIND: dict[str, tuple[str, ...]] = {"single-label": ("accuracy",)}
 
 
 def _safe_pattern(pattern: str) -> str:
@@ -57,24 +57,12 @@ def _safe_folder(folder: str) -> str:
     return folder
 
 
-def _file_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise ValueError(f"wanted a plain file name, found {name!r}")
-    return name
-
-
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$", max_length=64)]
 FoldName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=32)]
 Patterns = Annotated[tuple[Annotated[str, AfterValidator(_safe_pattern)], ...], Field(min_length=1)]
-Count = Annotated[int, Strict()]
-PositiveFloat = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Splits(_Model):
+class Splits(Table):
     """Shard patterns of a task with fixed splits."""
 
     train: Patterns
@@ -84,7 +72,7 @@ class Splits(_Model):
     test: Patterns
 
 
-class Data(_Model):
+class Data(Table):
     """Where the audio shards are. Exactly one of ``folds``, ``splits`` and ``pool`` is given."""
 
     folder: Annotated[str, AfterValidator(_safe_folder)] | None = Field(
@@ -92,6 +80,14 @@ class Data(_Model):
     )
     zenodo: str | None = Field(
         default=None, pattern=r"^\d+$", description="Number of the Zenodo record that holds the shards."
+    )
+    hf: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$",
+        description="Data set on the Hugging Face hub that holds the shards: org/name or org/name@revision.",
+    )
+    hf_folder: Annotated[str, AfterValidator(_safe_folder)] | None = Field(
+        default=None, description="Folder of the shards inside that data set; its top when left out."
     )
     folds: dict[FoldName, Patterns] | None = Field(
         default=None,
@@ -112,6 +108,8 @@ class Data(_Model):
         given = [name for name in ("folds", "splits", "pool") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"wanted exactly one of folds, splits and pool, found {' and '.join(given) or 'none'}")
+        if self.hf_folder is not None and self.hf is None:
+            raise ValueError("hf_folder belongs to hf, which is not given")
         if self.pool_folds is not None and self.pool is None:
             raise ValueError("pool_folds belongs to pool, which is not given")
         if self.published_valid is not None:
@@ -138,7 +136,7 @@ class Data(_Model):
         return {POOL_SPLIT: self.pool or ()}
 
 
-class Audio(_Model):
+class Audio(Table):
     """What decides the frames besides the encoder. Channels are averaged and the rate is the encoder's.
 
     A clip longer than ``crop_s`` becomes consecutive crops. ``tail = "drop"`` leaves out what remains at the end, as
@@ -146,90 +144,27 @@ class Audio(_Model):
     shorter one to the crop before. A clip shorter than ``crop_s`` is kept whole and never padded.
     """
 
-    crop_s: PositiveFloat | None = Field(
-        default=None, description="Length of a crop in seconds; whole clips when left out."
-    )
+    crop_s: Seconds | None = Field(default=None, description="Length of a crop in seconds; whole clips when left out.")
     tail: Literal["drop", "keep"] = Field(
         default="keep", description="What happens to audio after the last whole crop."
     )
-    min_tail_s: PositiveFloat = Field(
-        default=0.5, description="Shortest remainder, in seconds, that is a crop of its own."
-    )
+    min_tail_s: Seconds = Field(default=0.5, description="Shortest remainder, in seconds, that is a crop of its own.")
 
 
-class SingleLabel(_Model):
-    """One class out of a vocabulary for every clip."""
-
-    kind: Literal["single-label"]
-    key: str = Field(min_length=1, description="Key in the clip's JSON.")
-    vocabulary: Annotated[str, AfterValidator(_file_name)] | None = Field(
-        default=None,
-        description="Text file, one label a line, beside the task file or in ../vocabularies. Line = class index.",
-    )
-    labels: tuple[str, ...] = Field(default=(), description="The labels themselves, instead of a vocabulary file.")
-    encoding: Literal["label", "index"] = Field(
-        default="label", description="Whether the JSON value is a line of the vocabulary or the class index."
-    )
-    group_key: str | None = Field(
-        default=None, min_length=1, description="JSON key of the recording or speaker; splits never divide a group."
-    )
-
-    @model_validator(mode="after")
-    def _usable_labels(self) -> SingleLabel:
-        if self.vocabulary is not None:
-            raise ValueError("vocabulary and labels are both given" if self.labels else "vocabulary was not read")
-        if len(self.labels) < 2:
-            raise ValueError(f"wanted a vocabulary file or at least 2 labels, found {len(self.labels)} labels")
-        first: dict[str, int] = {}
-        for index, label in enumerate(self.labels):
-            if not label or label != label.strip() or any(ord(letter) < 32 for letter in label):
-                raise ValueError(f"label {index} is empty or has white space around it: {label!r}")
-            if label in first:
-                raise ValueError(f"duplicate label {label!r}: classes {first[label]} and {index}")
-            first[label] = index
-        return self
-
-
-class Metric(_Model):
-    """The main metric."""
-
-    name: str = Field(min_length=1)
-
-
-class Mlp(_Model):
-    """Settings of the MLP probe (LayerNorm and one linear layer)."""
-
-    epochs: Count = Field(default=10, ge=1, le=10_000)
-    batch_size: Count = Field(default=32, ge=1, le=1_000_000)
-    learning_rates: tuple[PositiveFloat, ...] = Field(
-        default=(1e-3,), min_length=1, max_length=100, description="Tried all; the best on validation clips is kept."
-    )
-
-
-class Knn(_Model):
-    """Settings of the k-nearest-neighbour probe."""
-
-    k: Count = Field(default=10, ge=1, le=10_000)
-    temperature: PositiveFloat = 0.07
-
-
-class Probes(_Model):
-    """Settings of the probes."""
-
-    mlp: Mlp = Mlp()
-    knn: Knn = Knn()
-
-
-class Published(_Model):
+class Published(Table):
     """What published tables say about the task."""
 
     weight: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)] | None = Field(
         default=None, description="Hand-set weight in the published average."
     )
     result_name: str | None = Field(default=None, description="Row name in the published tables.")
+    knn: StrictBool | None = Field(
+        default=None,
+        description="False where the published tables have no k-NN score; a k-NN is then run on request only.",
+    )
 
 
-class Task(_Model):
+class Task(Table):
     """One benchmark task. Read one with :meth:`from_toml` or ``xares_store.catalog.load_task``.
 
     Attributes are the tables of the file; :attr:`labels` is the vocabulary in class order.
@@ -247,19 +182,34 @@ class Task(_Model):
     )
     data: Data
     audio: Audio = Audio()
-    target: SingleLabel
+    target: Target
     metric: Metric
     probe: Probes = Probes()
     published: Published = Published()
 
     @model_validator(mode="after")
     def _metric_fits(self) -> Task:
-        fitting = METRICS_OF_KIND[self.target.kind]
-        if self.metric.name not in fitting:
-            raise ValueError(
-                f'metric.name: "{self.metric.name}" does not fit target.kind "{self.target.kind}"; '
-                f"what fits: {', '.join(fitting)}"
-            )
+        kind, metric = self.target.kind, self.metric
+        fitting = METRICS_OF_KIND[kind]
+        for key, name in (("name", metric.name), *(("also", name) for name in metric.also or ())):
+            if name not in fitting:
+                raise ValueError(
+                    f'metric.{key}: "{name}" does not fit target.kind "{kind}"; what fits: {", ".join(fitting)}'
+                )
+        if len(set(metric.names)) < len(metric.names):
+            raise ValueError("metric.also: a metric is named twice")
+        segmented = any(name.startswith("segment_") for name in metric.names)
+        if segmented and metric.segment_s is None:
+            raise ValueError("metric.segment_s: a segment metric needs the length of a segment")
+        if metric.segment_s is not None and not segmented:
+            raise ValueError("metric.segment_s belongs to segment metrics, of which none is named")
+        if metric.name in ("mse", "mae") and not (metric.worst or 0) > 0:
+            raise ValueError(f"metric.worst: {metric.name} has no worst value of its own; say which error counts as 0")
+        if metric.worst is not None and metric.name not in ("mse", "mae"):
+            raise ValueError(f"metric.worst: {metric.name} has bounds of its own")
+        for probe in ("frame", "retrieval"):
+            if getattr(self.probe, probe) is not None and probe not in PROBES_OF_KIND[kind]:
+                raise ValueError(f'probe.{probe} does not fit target.kind "{kind}"')
         return self
 
     @classmethod
@@ -316,8 +266,8 @@ class Task(_Model):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names; the position is the class index."""
-        return self.target.labels
+        """Class names; the position is the class index. None for a kind of target without classes."""
+        return self.target.label_names
 
     @property
     def folder(self) -> str:
@@ -373,7 +323,7 @@ def _inline_vocabulary(raw: dict[str, Any], where: str, base: Path | None) -> No
         return
     name = target["vocabulary"]
     try:
-        _file_name(name)
+        file_name(name)
     except ValueError as error:
         raise TaskError(f"{where}: target.vocabulary: {error}.", hint="Put the file beside the task file.") from None
     if base is None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from xares_store.errors import TaskError, TaskNotFoundError, did_you_mean
+from xares_store.kinds import METRICS_OF_KIND
 
 MAX_BYTES = 16 << 20  # bounded, because a path may name anything
 
 Location = tuple[int | str, ...]
+KINDS = frozenset(METRICS_OF_KIND)
 
 
 def read_text(path: Path) -> str:
@@ -49,14 +51,15 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def _known_keys(location: Location, root: type[BaseModel]) -> list[str]:
-    model: Any = root
+    models: list[Any] = [root]
     for part in location:
-        field = getattr(model, "model_fields", {}).get(part)
-        kinds = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-        if model is None:
-            return []
-    return list(model.model_fields)
+        if len(models) > 1:  # a union: the location names the member by its kind
+            models = [model for model in models if part in get_args(model.model_fields["kind"].annotation)]
+            continue
+        field = models[0].model_fields.get(part) if models else None
+        kinds = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return list(models[0].model_fields) if len(models) == 1 else []
 
 
 def _inside(inner: Location, outer: Location) -> bool:
@@ -66,8 +69,18 @@ def _inside(inner: Location, outer: Location) -> bool:
 def _problem(item: Any, model: type[BaseModel]) -> str:
     """Turn one pydantic error into a sentence."""
     location = tuple(part for part in item["loc"] if part != "[key]")
-    key = ".".join(map(str, location))
+    # pydantic puts the kind of a union's member into the location; the file has no such level.
+    key = ".".join(
+        str(part)
+        for index, part in enumerate(location)
+        if not (index == 1 and location[0] == "target" and part in KINDS)
+    )
     message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "union_tag_invalid":
+        found = str(item["ctx"]["tag"])
+        return f'{key}.kind: no such kind "{found}". {did_you_mean(found, sorted(KINDS), listing="Kinds: " + ", ".join(METRICS_OF_KIND) + ".")}'
+    if item["type"] == "union_tag_not_found":
+        return f"{key}.kind: missing. Kinds: {', '.join(METRICS_OF_KIND)}."
     if item["type"] == "extra_forbidden":
         known = _known_keys(location[:-1], model)
         listing = f"Known keys: {', '.join(known)}." if known else ""

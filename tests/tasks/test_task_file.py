@@ -45,7 +45,7 @@ def test_split_names_of_folds_and_pools(make_task: Callable[..., Task]) -> None:
         ("[metric]", "[metrics]", ["metrics: unknown key", 'Did you mean "metric"?']),
         ('name = "mine"', 'nmae = "mine"', ["nmae: unknown key", 'Did you mean "name"?', "name: missing"]),
         ('title = "Mine"', 'colour = "red"', ["colour: unknown key", "Known keys: format, name, title"]),
-        ('kind = "single-label"', 'kind = "events"', ["target.kind:", "'events'"]),
+        ('kind = "single-label"', 'kind = "event"', ["target.kind:", '"event"', "events"]),
         (
             'name = "accuracy"',
             'name = "mAP"',
