@@ -320,7 +320,7 @@ def test_what_arrived_before_an_interruption_is_kept(
     assert not left_over(data / "birds")
 
 
-@pytest.mark.parametrize("note", [None, "", "[]", '{"md5": 1}', '{"md5": "0", "size": "25000"}', "[" * 100_000])
+@pytest.mark.parametrize("note", [None, "", "[]", '{"checksum": 1}', '{"checksum": "md5:0", "size": "25000"}', "[" * 100_000])
 def test_kept_bytes_of_unknown_origin_are_not_gone_on_from(
     zenodo: Zenodo, task: Path, data: Path, note: str | None
 ) -> None:
@@ -339,7 +339,7 @@ def test_a_note_cannot_add_a_header(zenodo: Zenodo, task: Path, data: Path) -> N
     folder.mkdir(parents=True)
     whole = zenodo.published["train-0.tar"]
     (folder / ".train-0.tar.part").write_bytes(whole[:100])
-    note = {"md5": hashlib.md5(whole).hexdigest(), "size": "25000", "etag": '"x"\r\nEvil: 1'}
+    note = {"checksum": f"md5:{hashlib.md5(whole).hexdigest()}", "size": "25000", "etag": '"x"\r\nEvil: 1'}
     (folder / ".train-0.tar.part.json").write_text(json.dumps(note))
     assert go(zenodo, task, data).ok
     assert all("evil" not in headers for headers in zenodo.requests_of("train-0.tar"))

@@ -1,13 +1,13 @@
 """Download one file so that a cut, a crash or a wrong byte never shows under its name.
 
 Bytes go to a hidden file beside the final one, and what the server said about them (ETag, date) to a small JSON file, so
-that the next attempt, in this process or a later one, goes on behind them. The name appears when size and MD5 are right.
+that the next attempt, in this process or a later one, goes on behind them. The name appears when size and checksum are
+right.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -17,8 +17,9 @@ from http.client import HTTPMessage, HTTPResponse
 from pathlib import Path
 
 from xares_store.errors import ShardError
+from xares_store.fetch.access import refusal
 from xares_store.fetch.http import RefusedError, RetryError, Web
-from xares_store.fetch.zenodo import RemoteFile
+from xares_store.fetch.remote import RemoteFile, checksum_of, spoken
 
 ATTEMPTS = 8  # in a row without a new byte
 RESTARTS = 8  # from the first byte, because the server cannot go on or has other bytes now
@@ -29,6 +30,10 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 class DiskError(Exception):
     """The disk refused bytes; no other file would fare better."""
+
+
+class ForbiddenError(ShardError):
+    """A data set may not be read; no other file of it would fare better."""
 
 
 class _WrongError(Exception):
@@ -60,27 +65,19 @@ def discard_partial(path: Path) -> None:
     partial_path(path).unlink(missing_ok=True)
 
 
-def md5_of(path: Path, check: Callable[[], None] = lambda: None) -> str:
-    """Return the MD5 of a file as 32 hexadecimal digits; ``check`` is called now and then and may raise."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            check()
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def download(web: Web, file: RemoteFile, path: Path, advance: Callable[[int], None]) -> None:
     """Download one file to ``path``, going on where an earlier attempt stopped.
 
     Args:
         web: opens the connections.
-        file: what to download; the bytes must have its size and MD5.
+        file: what to download; the bytes must have its size and checksum.
         path: where it appears, complete or not at all. A file that is there is replaced in one step.
         advance: called with the number of new bytes, negative when bytes are thrown away.
 
     Raises:
-        ShardError: it cannot be downloaded; what arrived is kept for the next attempt unless its MD5 is wrong.
+        ShardError: it cannot be downloaded; what arrived is kept for the next attempt unless its checksum
+            is wrong.
+        ForbiddenError: the data set may not be read.
         DiskError: the disk refused bytes; what was written is kept.
         CancelledError: the download was interrupted; what arrived is kept.
     """
@@ -88,9 +85,9 @@ def download(web: Web, file: RemoteFile, path: Path, advance: Callable[[int], No
         try:
             _Transfer(web, file, path, advance).run()
             with _disk(path):
-                found = md5_of(partial_path(path), web.check)
-            if found != file.md5:
-                raise _WrongError(f"wanted MD5 {file.md5}, found {found}")
+                found = checksum_of(partial_path(path), file.checksum, web.check)
+            if found != file.checksum:
+                raise _WrongError(f"wanted {spoken(file.checksum)}, found {spoken(found)}")
             with _disk(path):
                 _publish(path)
             return
@@ -102,14 +99,15 @@ def download(web: Web, file: RemoteFile, path: Path, advance: Callable[[int], No
                 raise ShardError(
                     f"The bytes of {file.name} are not the published ones, twice in a row: {error}. They were removed.",
                     where=file.url,
-                    hint="Try again later or from another server (--mirror URL).",
+                    hint=f"Try again later or from another server ({'--hf-mirror' if file.page else '--mirror'} URL).",
                 ) from error
         except RefusedError as error:
-            raise ShardError(
-                f"{file.name} cannot be downloaded: {error}.",
-                where=file.url,
-                hint=f"Download it by other means and put it at {path}.",
-            ) from error
+            by_hand = f"Download it by other means and put it at {path}."
+            if not file.page:
+                raise ShardError(f"{file.name} cannot be downloaded: {error}.", where=file.url, hint=by_hand) from error
+            fact, hint = refusal(error, file.page)
+            kind = ForbiddenError if error.status in (401, 403) else ShardError
+            raise kind(f"{file.name}: {fact} ({error}).", where=file.url, hint=f"{hint} Or: {by_hand}") from error
 
 
 class _Transfer:
@@ -215,7 +213,7 @@ def _refuse_length(response: HTTPResponse, file: RemoteFile) -> None:
 
 def _begin(path: Path, file: RemoteFile, headers: HTTPMessage) -> None:
     """Empty the partial file and remember what the server says about the bytes that follow."""
-    note = {"md5": file.md5, "size": str(file.size)}
+    note = {"checksum": file.checksum, "size": str(file.size)}
     for key, header in (("etag", "ETag"), ("last_modified", "Last-Modified")):
         value = headers.get(header)
         if value is not None and value.isprintable() and value.isascii():
@@ -239,7 +237,7 @@ def _recall(path: Path, file: RemoteFile) -> dict[str, str] | None:
         return None
     if not isinstance(note, dict) or not all(isinstance(value, str) for value in note.values()):
         return None
-    return note if (note.get("md5"), note.get("size")) == (file.md5, str(file.size)) else None
+    return note if (note.get("checksum"), note.get("size")) == (file.checksum, str(file.size)) else None
 
 
 def _validator(note: dict[str, str]) -> str | None:

@@ -1,9 +1,13 @@
-"""One HTTP GET at a time: redirects only to the web, failures sorted into "try again" and "no use"."""
+"""One HTTP GET at a time: redirects only to the web, failures sorted into "try again" and "no use".
+
+A token goes to the server that it is meant for and to no other, whatever that server redirects to.
+"""
 
 from __future__ import annotations
 
 import email.utils
 import http.client
+import re
 import ssl
 import threading
 import time
@@ -23,6 +27,8 @@ MAX_RETRY_AFTER_S = 900.0  # a server that wants a longer pause is not waited fo
 MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+_MAX_DETAIL = 300
+_USED_UP = re.compile(r'"[^"]*"\s*;\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d{1,9})')  # RateLimit: "api";r=0;t=55
 
 
 class RetryError(Exception):
@@ -44,10 +50,12 @@ class RefusedError(Exception):
 
     Attributes:
         status: what the server answered, if it did.
+        code: its word for the reason (``X-Error-Code``), empty without one.
+        detail: its sentence about the reason (``X-Error-Message``), empty without one.
     """
 
-    def __init__(self, message: str, *, status: int | None = None) -> None:
-        self.status = status
+    def __init__(self, message: str, *, status: int | None = None, code: str = "", detail: str = "") -> None:
+        self.status, self.code, self.detail = status, code, detail
         super().__init__(message)
 
 
@@ -66,11 +74,16 @@ class Web:
         self.cancel = cancel or threading.Event()
         self._lock = threading.Lock()
         self._not_before: dict[str, float] = {}  # host -> time.monotonic() of the next request
+        self._tokens: dict[tuple[str, str], str] = {}  # origin -> token
         # Only these handlers: the usual opener would follow file:, ftp: and data: addresses too. Without its error
         # processor every status comes back as a response.
         self._opener = urllib.request.OpenerDirector()
         for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
             self._opener.add_handler(handler())
+
+    def authorize(self, url: str, token: str) -> None:
+        """Send a token with every request to the origin (scheme, host and port) of ``url``, and to no other."""
+        self._tokens[origin(url)] = token
 
     def check(self) -> None:
         """Raise :class:`CancelledError` when the download was interrupted."""
@@ -104,8 +117,12 @@ class Web:
                 response.close()
 
     def _follow(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        first, away = origin(url), False
         for _ in range(MAX_REDIRECTS + 1):
-            response = self._open(url, headers)
+            # Once another server has chosen the address, coming back does not bring the token back.
+            away = away or origin(url) != first
+            token = None if away else self._tokens.get(first)
+            response = self._open(url, headers if token is None else {**headers, "Authorization": f"Bearer {token}"})
             status = response.status
             if status in (200, 206, 416):
                 return response
@@ -114,13 +131,18 @@ class Web:
                 url = redirect(url, response.headers.get("Location"))
                 continue
             after_s = retry_after(response.headers.get("Retry-After"))
-            message = f"the server answered {status} {response.reason}"
-            if status not in _TRANSIENT:
-                raise RefusedError(message, status=status)
+            if after_s is None and status == 429:
+                after_s = rate_limit(response.headers.get("RateLimit"))
+            message = f"the server answered {status} {response.reason}".rstrip()
+            if status not in _TRANSIENT and not (away and status == 403):  # a signed address that has expired gives 403
+                code, detail = (_printable(response.headers.get(f"X-Error-{name}")) for name in ("Code", "Message"))
+                raise RefusedError(
+                    message + (f" ({detail})" if detail else ""), status=status, code=code, detail=detail
+                )
             if after_s is not None:
                 self._pause(url, after_s, message)
             raise RetryError(message, after_s=after_s)
-        raise RefusedError(f"more than {MAX_REDIRECTS} redirects, the last one to {url}")
+        raise RefusedError(f"more than {MAX_REDIRECTS} redirects, the last one to {without_query(url)}")
 
     def _open(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         check_url(url)
@@ -168,6 +190,26 @@ def check_url(url: str) -> None:
         raise RefusedError(f"wanted an address that begins with http:// or https://, found {url!r}")
 
 
+def origin(url: str) -> tuple[str, str]:
+    """Return scheme and host of an address, in small letters and with the port.
+
+    Example:
+        >>> origin("https://Example.org/a?b"), origin("http://localhost:8000/")
+        (('https', 'example.org:443'), ('http', 'localhost:8000'))
+    """
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    return parts.scheme, f"{parts.hostname or ''}:{port or (443 if parts.scheme == 'https' else 80)}"
+
+
+def without_query(url: str) -> str:
+    """Return an address without what follows the question mark: signed addresses are secrets for a while."""
+    return url.partition("?")[0]
+
+
 def redirect(url: str, location: str | None) -> str:
     """Return where a redirect leads.
 
@@ -183,7 +225,7 @@ def redirect(url: str, location: str | None) -> str:
         raise RefusedError(f"{url} redirects to nowhere")
     check_url(target)
     if url.startswith("https:") and not target.startswith("https:"):
-        raise RefusedError(f"{url} redirects to {target}, which is not encrypted")
+        raise RefusedError(f"{url} redirects to {without_query(target)}, which is not encrypted")
     return target
 
 
@@ -203,6 +245,21 @@ def retry_after(value: str | None) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
+
+
+def rate_limit(value: str | None) -> float | None:
+    """Return the seconds until requests are allowed again, from a RateLimit header that says that none are left.
+
+    Example:
+        >>> rate_limit('"resolvers";r=0;t=55'), rate_limit('"resolvers";r=10;t=55'), rate_limit(None)
+        (56.0, None, None)
+    """
+    found = _USED_UP.search(value or "")
+    return float(found[1]) + 1.0 if found else None  # the server rounds down
+
+
+def _printable(text: str | None) -> str:
+    return "".join(letter for letter in text or "" if letter.isprintable())[:_MAX_DETAIL].strip()
 
 
 def _untrusted(url: str, error: Exception) -> RefusedError:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import fnmatch
 import glob
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from xares_store.errors import ShardError
-from xares_store.fetch.zenodo import ZENODO, RemoteFile
+from xares_store.fetch.hub import dataset_page
+from xares_store.fetch.remote import RemoteFile
+from xares_store.fetch.zenodo import ZENODO
 from xares_store.patterns import expand, path_problem
 from xares_store.task import Task
 
@@ -46,11 +49,61 @@ def _matches(wanted: Sequence[str], found: Sequence[str]) -> bool:
 
 def choose(task: Task, files: Iterable[RemoteFile]) -> list[RemoteFile]:
     """Return the files of a record that the task's patterns name, sorted."""
-    names = wanted_names(task)
-    literals = {name for name in names if not glob.has_magic(name)}
-    globs = [name for name in names if glob.has_magic(name)]
-    chosen = [file for file in files if file.name in literals or any(is_named(name, file.name) for name in globs)]
-    return sorted(chosen, key=lambda file: file.name)
+    wanted = _Wanted(wanted_names(task))
+    return sorted((file for file in files if wanted.means(file.name)), key=lambda file: file.name)
+
+
+class _Wanted:
+    """Many names and globs at once; names are looked up, since a data set may hold 100,000 files."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        names = list(names)
+        self._literals = {name for name in names if not glob.has_magic(name)}
+        self._globs = [name for name in names if glob.has_magic(name)]
+
+    def means(self, file: str) -> bool:
+        return file in self._literals or any(is_named(name, file) for name in self._globs)
+
+
+def without_folders(task: Task, files: Sequence[RemoteFile]) -> list[RemoteFile]:
+    """Let a pattern that names no file by its path name files by the last part of their paths.
+
+    Data sets on the hub often keep their shards in folders of which a task's patterns know nothing. Such a file is
+    then called, and stored, by the last part of its path.
+
+    Args:
+        task: the task.
+        files: called by their paths.
+
+    Returns:
+        The same files, some of them renamed.
+
+    Raises:
+        ShardError: two different files would get the same name.
+
+    Example:
+        >>> from xares_store.catalog import load_task
+        >>> file = RemoteFile("audio/wds-audio-fold-1-000000.tar", 1, "md5:" + "0" * 32, "https://example.org")
+        >>> [file.name for file in without_folders(load_task("esc50"), [file])]
+        ['wds-audio-fold-1-000000.tar']
+    """
+    named = {file.name for file in choose(task, files)}
+    lacking = _Wanted(name for name in missing_names(task, sorted(named)) if "/" not in name)
+    found: dict[str, RemoteFile] = {}
+    others = []
+    for file in files:
+        parts = file.name.split("/")
+        if file.name in named or any(part.startswith(".") for part in parts) or not lacking.means(parts[-1]):
+            others.append(file)
+            continue
+        other = found.setdefault(parts[-1], file)
+        if other.checksum != file.checksum or parts[-1] in named:
+            raise ShardError(
+                f"The data set holds two different files called {parts[-1]}: {other.name} and {file.name}.",
+                where=f"the shard patterns of {task.name}",
+                hint="Say with data.hf_folder which folder is meant, or write the folder into the patterns.",
+            )
+    return [*others, *(replace(file, name=name) for name, file in found.items())]
 
 
 def missing_names(task: Task, files: Sequence[str]) -> list[str]:
@@ -104,11 +157,17 @@ def by_hand(task: Task, folder: Path, absent: Sequence[str], reason: str) -> str
     lines += [f"    {name}" for name in absent[:_LISTED]]
     if len(absent) > _LISTED:
         lines.append(f"    and {len(absent) - _LISTED} more, up to {absent[-1]}")
-    if task.data.zenodo:
-        lines.append(f"  from:  {ZENODO}/records/{task.data.zenodo}")
-    elif task.private:
-        lines.append("  from:  the owner of the data; this task is private")
-    else:
-        lines.append("  from:  wherever the data set is published; the task file does not say")
+    origins = sources(task)
+    if not origins and task.private:
+        origins = ["the owner of the data; this task is private"]
+    lines.append(
+        "  from:  " + " or ".join(origins or ["wherever the data set is published; the task file does not say"])
+    )
     lines.append("  next:  the same command with --offline says what is still missing then.")
     return "\n".join(lines)
+
+
+def sources(task: Task) -> list[str]:
+    """Return the web pages from which the shards of a task can be downloaded."""
+    pages = [f"{ZENODO}/records/{task.data.zenodo}"] if task.data.zenodo else []
+    return [*pages, dataset_page(task.data.hf, task.data.hf_folder)] if task.data.hf else pages
