@@ -32,6 +32,8 @@ METRICS_OF_KIND: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "transcript": ("iwer", "icer"),
     }
 )
+# Metrics that no range can be said of: reported beside a main metric, never averaged over tasks.
+UNBOUNDED = frozenset({"d_prime", *(d + name for d in _DIRECTIONS for name in ("median_rank", "mean_rank"))})
 # The first probe is the one that is trained. Transcripts are written by a language model, not by these probes.
 PROBES_OF_KIND: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

@@ -290,7 +290,7 @@ def _classes(
     if isinstance(value, list):
         names = [_text(item) for item in value]
     elif isinstance(value, str) and target.separator is not None:
-        names = [name for part in value.split(target.separator) if (name := part.strip())]
+        names = [part.strip() for part in value.split(target.separator) if part.strip()]
     else:
         names = [_text(value)]
     found: list[int] = []

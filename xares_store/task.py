@@ -32,7 +32,7 @@ from pydantic import AfterValidator, Field, Strict, StrictBool, ValidationError,
 
 from xares_store import fingerprint as _hash
 from xares_store.errors import TaskError, did_you_mean
-from xares_store.kinds import METRICS_OF_KIND, PROBES_OF_KIND, Seconds, Table, Target, file_name
+from xares_store.kinds import METRICS_OF_KIND, PROBES_OF_KIND, UNBOUNDED, Seconds, Table, Target, file_name
 from xares_store.measures import Count, Metric, Probes
 from xares_store.patterns import first_overlap, path_problem, pattern_problem
 from xares_store.validation import problems, read_text
@@ -196,6 +196,8 @@ class Task(Table):
                 raise ValueError(
                     f'metric.{key}: "{name}" does not fit target.kind "{kind}"; what fits: {", ".join(fitting)}'
                 )
+        if metric.name in UNBOUNDED:
+            raise ValueError(f"metric.name: {metric.name} has no bounds and cannot be averaged; name it in metric.also")
         if len(set(metric.names)) < len(metric.names):
             raise ValueError("metric.also: a metric is named twice")
         segmented = any(name.startswith("segment_") for name in metric.names)

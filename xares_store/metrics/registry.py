@@ -1,49 +1,66 @@
-"""The metrics that a task can name."""
+"""The metrics that a task can name: what is known of one before it is computed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from xares_store.errors import MetricError, did_you_mean
-from xares_store.metrics import classification
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric that is a mean of one value per clip.
+    """A metric by name.
 
     Attributes:
         name: as task files write it.
-        version: changes when the number for the same input changes.
-        worst: value that counts as 0 when tasks are averaged.
+        version: changes when the number for the same input changes; part of a run's identity.
+        worst: value that counts as 0 when tasks are averaged; infinite where the task file has to say it.
         best: value that counts as 1.
-        per_clip: (target, prediction) to one value per clip.
+        per_item: whether it is a mean over scored items, so that each item has a value of its own.
     """
 
     name: str
     version: str
     worst: float
     best: float
-    per_clip: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[np.float64]]
-
-    def __call__(self, target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> float:
-        """Mean over clips.
-
-        Raises:
-            MetricError: without clips.
-        """
-        values = self.per_clip(target, prediction)
-        if not len(values):
-            raise MetricError(f"Wanted at least one clip, found none: {self.name} is undefined.")
-        return float(values.mean())
+    per_item: bool = False
 
 
-_METRICS = {metric.name: metric for metric in (Metric("accuracy", "1", 0.0, 1.0, classification.correct),)}
+def _directions(name: str, worst: float, best: float, *, per_item: bool) -> list[Metric]:
+    return [Metric(direction + name, "1", worst, best, per_item) for direction in ("", "a2t_", "t2a_")]
+
+
+_METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "1", 0.0, 1.0, per_item=True),
+        Metric("macro_accuracy", "1", 0.0, 1.0),
+        Metric("macro_f1", "1", 0.0, 1.0),
+        Metric("micro_f1", "1", 0.0, 1.0),
+        Metric("map", "1", 0.0, 1.0),
+        Metric("map_present", "1", 0.0, 1.0),
+        Metric("auroc", "1", 0.5, 1.0),
+        Metric("d_prime", "1", 0.0, math.inf),
+        Metric("segment_f1_macro", "1", 0.0, 1.0),
+        Metric("segment_f1_micro", "1", 0.0, 1.0),
+        Metric("segment_error_rate", "1", 1.0, 0.0),
+        Metric("frame_map", "1", 0.0, 1.0),
+        Metric("event_f1", "1", 0.0, 1.0),
+        Metric("onset_f1", "1", 0.0, 1.0),
+        *_directions("recall_at_1", 0.0, 1.0, per_item=True),
+        *_directions("recall_at_5", 0.0, 1.0, per_item=True),
+        *_directions("recall_at_10", 0.0, 1.0, per_item=True),
+        *_directions("map_at_10", 0.0, 1.0, per_item=True),
+        *_directions("median_rank", math.inf, 1.0, per_item=False),
+        *_directions("mean_rank", math.inf, 1.0, per_item=False),
+        Metric("mse", "1", math.inf, 0.0, per_item=True),
+        Metric("mae", "1", math.inf, 0.0, per_item=True),
+        Metric("pearson", "1", 0.0, 1.0),
+        Metric("iwer", "1", 0.0, 1.0),
+        Metric("icer", "1", 0.0, 1.0),
+    )
+}
 
 
 def metric_for(name: str) -> Metric:
@@ -53,8 +70,8 @@ def metric_for(name: str) -> Metric:
         MetricError: for an unknown name, with a suggestion.
 
     Example:
-        >>> metric_for("accuracy")(np.array([0, 1]), np.array([[0.9, 0.1], [0.8, 0.2]]))
-        0.5
+        >>> metric_for("accuracy").best
+        1.0
     """
     if name not in _METRICS:
         raise MetricError(

@@ -26,5 +26,7 @@ PROBES: Mapping[str, Probe] = MappingProxyType(
     {
         "mlp": Probe("mlp", version="1", seeded=True),
         "knn": Probe("knn", version="1", seeded=False),
+        "frame": Probe("frame", version="1", seeded=True),
+        "retrieval": Probe("retrieval", version="1", seeded=True),
     }
 )

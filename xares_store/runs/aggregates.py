@@ -16,14 +16,12 @@ from typing import Any
 
 from xares_store.catalog import load_tasks
 from xares_store.errors import ConfigError
-from xares_store.metrics.aggregate import normalised_score
-from xares_store.metrics.registry import metric_for
 from xares_store.probes.probe import PROBES
 from xares_store.protocol import PROTOCOLS
 from xares_store.runs.features import choose_encoders
 from xares_store.runs.published import published_lines
 from xares_store.runs.request import make_request, settings_for
-from xares_store.runs.suite import STORE, Line, SuiteReport, TaskScore, averages_of
+from xares_store.runs.suite import STORE, Line, SuiteReport, TaskScore, averages_of, normalised
 from xares_store.store.store import Store
 from xares_store.task import Task
 
@@ -194,13 +192,12 @@ def _own_settings(task: Task, probe: str, protocol: str) -> dict[str, Any]:
 
 
 def _task_score(task: Task, row: Row) -> TaskScore:
-    metric = metric_for(row["metric"])
     return TaskScore(
         task=task.name,
         domain=task.domain,
-        metric=metric.name,
+        metric=row["metric"],
         score=row["score"],
-        normalised=normalised_score(row["score"], worst=metric.worst, best=metric.best),
+        normalised=normalised(task, row["score"]),
         low=row["low"],
         high=row["high"],
         n_seeds=row["n_seeds"],

@@ -10,14 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from xares_store.catalog import load_tasks
-from xares_store.errors import ConfigError, TaskNotFoundError, XaresError
-from xares_store.metrics.registry import metric_for
+from xares_store.errors import ConfigError, ProbeError, TaskNotFoundError, XaresError
+from xares_store.kinds import PROBES_OF_KIND
 from xares_store.probes.probe import PROBES
 from xares_store.runs.features import Features, choose_encoders, load_features, parts_digest, task_named
 from xares_store.runs.outcomes import outcomes
 from xares_store.runs.progress import Meter
 from xares_store.runs.provenance import versions
-from xares_store.runs.request import Request, make_request, run_name, settings_for
+from xares_store.runs.request import (
+    MEMORY_BYTES,
+    Request,
+    make_request,
+    metric_versions,
+    probes_for,
+    run_name,
+    settings_for,
+)
 from xares_store.store.layout import RunManifest
 from xares_store.store.store import Store
 from xares_store.task import Task
@@ -44,8 +52,8 @@ class Result:
     seed: int | None
     metric: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n_test: int
     n_dropped: int
     reused: bool
@@ -73,7 +81,7 @@ def evaluate(
     *,
     tasks: Sequence[str | Task] = (),
     encoders: Sequence[str] = (),
-    probes: Sequence[str] = ("mlp", "knn"),
+    probes: Sequence[str] = (),
     seeds: int | Sequence[int] = 5,
     learning_rates: Sequence[float] | None = None,
     epochs: int | None = None,
@@ -83,6 +91,9 @@ def evaluate(
     where: str | None = None,
     protocol: str = "strict",
     device: str = "auto",
+    text_encoder: str | None = None,
+    tokenizer: str | None = None,
+    memory_bytes: int = MEMORY_BYTES,
     quiet: bool = True,
 ) -> EvaluateReport:
     """Evaluate stored embeddings, doing only what the store has no score for.
@@ -91,13 +102,18 @@ def evaluate(
         store: folder of the store, or an open store.
         tasks: names of tasks or suites, paths of task files, or tasks; empty means every task definition in the store.
         encoders: encoder names or addresses in the store; empty means all.
-        probes: ``mlp`` (LayerNorm and a linear layer, trained) and ``knn`` (cosine nearest neighbours).
+        probes: ``mlp`` (LayerNorm and a linear layer, trained), ``knn`` (cosine nearest neighbours), ``frame`` (the MLP's
+            layers on every frame, for events) and ``retrieval`` (two towers, for captions). ``mlp`` stands for the
+            trained probe of any task; empty means every probe that fits a task.
         seeds: number of seeds (counted up from 42), or the seeds themselves; for trained probes.
         learning_rates: grid to choose from on validation clips; None for the task's own.
         epochs, batch_size: training length and batch; None for the task's own.
         k, temperature: neighbours and vote temperature of k-NN; None for the task's own.
         where: SQL predicate over the view ``clips``; only those clips take part, in training and test alike.
         protocol: ``strict`` (train, validation and test disjoint) or ``published`` (what published tables used).
+        text_encoder: retrieval: ``scratch`` (None) or a frozen Transformers text model, by name or folder.
+        tokenizer: retrieval from scratch: ``words``, or a tokenizer by name or folder; None for the protocol's own.
+        memory_bytes: frame probe: memory for the frames that are read ahead of training.
         device: where trained probes run: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         quiet: draw no progress bar.
 
@@ -114,17 +130,31 @@ def evaluate(
     """
     began = time.perf_counter()
     target = store if isinstance(store, Store) else Store.open(store)
-    request = make_request(probes, seeds, learning_rates, epochs, batch_size, k, temperature, where, protocol, device)
+    request = make_request(
+        probes,
+        seeds,
+        learning_rates,
+        epochs,
+        batch_size,
+        k,
+        temperature,
+        where,
+        protocol,
+        device,
+        text_encoder,
+        tokenizer,
+        memory_bytes,
+    )
     chosen = choose_encoders(target, encoders)
     if not chosen:
         raise ConfigError("The store has no embeddings.", where=target.path, hint="Run `xares embed` first.")
     report = EvaluateReport()
-    pairs = [(encoder, task) for task in _tasks(target, tasks) for encoder in chosen]
-    by_name = bool(tasks)
-    with Meter("evaluating", total=len(pairs) * len(request.probes), quiet=quiet) as meter:
+    pairs = [(encoder, task) for task in _with_a_probe(_tasks(target, tasks), request, report) for encoder in chosen]
+    skip = _absent(target, pairs, tasks, report)
+    with Meter("evaluating", total=sum(len(probes_for(task, request)) for _, task in pairs), quiet=quiet) as meter:
         for encoder, task in pairs:
-            if not by_name and not target.parts(encoder=encoder, task=task.audio_address):
-                meter.advance(len(request.probes))
+            if (encoder, task.name) in skip:
+                meter.advance(len(probes_for(task, request)))
                 continue
             try:
                 _evaluate_pair(target, encoder, task, request, report, meter)
@@ -139,6 +169,43 @@ def evaluate(
         )
     report.seconds = time.perf_counter() - began
     return report
+
+
+def _with_a_probe(tasks: list[Task], request: Request, report: EvaluateReport) -> list[Task]:
+    """Leave out tasks that no wanted probe fits, and say so."""
+    found = []
+    for task in tasks:
+        if probes_for(task, request):
+            found.append(task)
+            continue
+        fitting = PROBES_OF_KIND[task.target.kind]
+        reason = (
+            f"what fits {task.target.kind} labels: {', '.join(fitting)}"
+            if fitting
+            else ("its labels are text that a language model has to write, and no probe of this version does")
+        )
+        message = f'Task "{task.name}" is not evaluated: {reason}.'
+        if len(tasks) == 1:
+            raise ProbeError(message, where="--probe" if fitting else task.name)
+        report.notes.append(message)
+    return found
+
+
+def _absent(
+    store: Store, pairs: list[tuple[str, Task]], specs: Sequence[str | Task], report: EvaluateReport
+) -> set[tuple[str, str]]:
+    """Return combinations that are passed over: without a wish what is not embedded, of a suite the private tasks."""
+    named = {spec.name if isinstance(spec, Task) else Path(spec).stem for spec in specs}
+    skip = set()
+    for encoder, task in pairs:
+        if store.parts(encoder=encoder, task=task.audio_address):
+            continue
+        if not specs:
+            skip.add((encoder, task.name))
+        elif task.private and task.name not in named:
+            skip.add((encoder, task.name))
+            report.notes.append(f'Private task "{task.name}" is skipped: "{encoder}" has no embeddings of it.')
+    return skip
 
 
 def _tasks(store: Store, specs: Sequence[str | Task]) -> list[Task]:
@@ -161,7 +228,7 @@ def _evaluate_pair(
 ) -> None:
     digest = parts_digest(store, encoder, task)
     features: Features | None = None
-    for probe in request.probes:
+    for probe in probes_for(task, request):
         settings = settings_for(task, probe, request)
         missing: dict[int | None, str] = {}
         for seed in request.seeds if PROBES[probe].seeded else (None,):
@@ -231,7 +298,7 @@ def _run_probe(
             "weight": _weight(task, request.protocol, one.n_test),
             "main_metric": task.metric.name,
             "scores": one.scores,
-            "details": {"metric_version": metric_for(task.metric.name).version, **one.details},
+            "details": {"metric_version": metric_versions(task), **one.details},
         }
         store.write_run(run_id, run, one.predictions, one.tensors)
         results.append(_result(store.read_run(run_id), reused=False))

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from xares_store.errors import ConfigError, CorruptError, ProtocolError, StoreError, TaskError, did_you_mean
 from xares_store.protocol import Fold, make_folds
 from xares_store.runs.state import missing_shards, parts_of
 from xares_store.store.opened import Part
 from xares_store.store.store import Store
-from xares_store.targets import class_indices, groups
+from xares_store.targets import captions_of, class_indices, events_of, groups, multi_hot, numbers, strata, transcripts
 from xares_store.task import Task
+
+_READ: dict[str, Callable[[Task, Sequence[str], Sequence[str]], Any]] = {
+    "single-label": class_indices,
+    "multi-label": multi_hot,
+    "events": events_of,
+    "captions": captions_of,
+    "regression": numbers,
+    "transcript": transcripts,
+}
 
 
 @dataclass(frozen=True)
@@ -23,16 +34,20 @@ class Features:
 
     Attributes:
         values: pooled vectors, float32 (clips, dim).
-        target: class index of each clip, int64 (clips,).
+        target: what :mod:`xares_store.targets` makes of the labels: class index int64 (clips,), multi-hot uint8
+            (clips, classes), number float32 (clips,), or a list with the events or the captions of each clip.
         recording: index of the recording each clip was cut from, int64 (clips,); the clip itself without crops.
         split, clip_id, key: text columns of the clip table, as long as ``values``.
         folds: train, validation and test clips under the protocol.
         cropped: whether any recording has more than one clip.
         dropped: samples to test that have no embedding: the recorded failures.
+        start_s, duration_s: where the clip starts in its recording, and its length, float64 (clips,).
+        parts: where the frames are; ``part_of`` (clips,) is an index into it, ``offset`` and ``n_frames`` (clips,) the
+            clip's frames in that part.
     """
 
     values: np.ndarray
-    target: np.ndarray
+    target: Any
     recording: np.ndarray
     split: np.ndarray
     clip_id: np.ndarray
@@ -40,6 +55,12 @@ class Features:
     folds: list[Fold]
     cropped: bool
     dropped: int
+    start_s: np.ndarray
+    duration_s: np.ndarray
+    parts: tuple[Part, ...]
+    part_of: np.ndarray
+    offset: np.ndarray
+    n_frames: np.ndarray
 
 
 def choose_encoders(store: Store, wanted: Sequence[str]) -> list[str]:
@@ -141,10 +162,11 @@ def load_features(store: Store, encoder: str, task: Task, *, protocol: str, wher
     _refuse_duplicates(split, clip_id, shards, encoder, task)
     labels = clips.column("label").to_pylist()
     places = [f"{s}/{h}/{c}" for s, h, c in zip(split, shards, clip_id, strict=True)]  # where, for messages
-    target = class_indices(task, labels, places)
+    target = _READ[task.target.kind](task, labels, places)
     names = [f"{s}/{k}" for s, k in zip(split, key, strict=True)]
     _, recording = np.unique(np.asarray(names), return_inverse=True)
-    folds = make_folds(task, protocol, split=list(split), target=target, group=groups(task, labels, names))
+    group = groups(task, labels, names)
+    folds = make_folds(task, protocol, split=list(split), target=strata(task, target), group=group)
     if protocol == "strict":
         _refuse_shared_audio(parts, task)
     # Without fixed splits every clip is tested once, so every sample that failed is one that is not.
@@ -160,7 +182,20 @@ def load_features(store: Store, encoder: str, task: Task, *, protocol: str, wher
         folds=folds,
         cropped=len(np.unique(recording)) < len(recording),
         dropped=dropped,
+        start_s=clips.column("start_s").to_numpy(),
+        duration_s=clips.column("duration_s").to_numpy(),
+        parts=tuple(parts),
+        part_of=_part_of(parts, clips),
+        offset=clips.column("offset").to_numpy(),
+        n_frames=clips.column("n_frames").to_numpy(),
     )
+
+
+def _part_of(parts: Sequence[Part], clips: pa.Table) -> np.ndarray:
+    """Return the position in ``parts`` of the part that holds each clip; rows of one part stand together."""
+    number = {(part.address.split, part.address.shard, part.address.sequence): i for i, part in enumerate(parts)}
+    homes = zip(*(clips.column(name).to_pylist() for name in ("split", "shard", "sequence")), strict=True)
+    return np.fromiter((number[home] for home in homes), dtype=np.int64, count=len(clips))
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

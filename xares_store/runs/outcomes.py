@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from xares_store.device import resolve_device, set_threads
-from xares_store.metrics.registry import metric_for
 from xares_store.probes.knn import knn_predict, neighbours
 from xares_store.protocol import Fold
 from xares_store.runs.features import Features
@@ -33,7 +32,7 @@ def outcomes(
 
     Args:
         task: labels and metric.
-        probe: ``mlp`` or ``knn``.
+        probe: a name in :data:`~xares_store.probes.probe.PROBES`.
         request: protocol and device.
         settings: complete settings of the probe.
         seeds: seeds to train; ``[None]`` for a probe without seeds.
@@ -44,8 +43,17 @@ def outcomes(
     Returns:
         What each seed scored, and the device it was computed on.
     """
-    metric = metric_for(task.metric.name)
-    score = partial(score_run, features, labels=task.labels, metric=metric, vote=vote)
+    if probe == "frame":
+        from xares_store.runs.frames import frame_outcomes
+
+        return frame_outcomes(task, request, settings, [seed for seed in seeds if seed is not None], features, progress)
+    if probe == "retrieval":
+        from xares_store.runs.retrieval import retrieval_outcomes
+
+        return retrieval_outcomes(
+            task, request, settings, [seed for seed in seeds if seed is not None], features, progress
+        )
+    score = partial(score_run, features, labels=task.labels, metrics=task.metric.names, vote=vote)
     if probe == "knn":
         probabilities = [
             knn_predict(features.values, features.target, len(task.labels), fold.knn_train, fold.test, **settings)

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from xares_store.catalog import data_dir
-from xares_store.metrics.aggregate import normalised_score
-from xares_store.metrics.registry import metric_for
-from xares_store.runs.suite import Line, TaskScore, averages_of
+from xares_store.runs.suite import Line, TaskScore, averages_of, normalised
 from xares_store.task import Task
 
 FILE = "published_scores.csv"
@@ -116,12 +114,11 @@ def published_lines(tasks: Sequence[Task], *, probes: Sequence[str] = ()) -> lis
 
 
 def _task_score(task: Task, row: PublishedScore) -> TaskScore:
-    metric = metric_for(task.metric.name)
     return TaskScore(
         task=task.name,
         domain=task.domain,
-        metric=metric.name,
+        metric=task.metric.name,
         score=row.score,
-        normalised=normalised_score(row.score, worst=metric.worst, best=metric.best),
+        normalised=normalised(task, row.score),
         published_weight=task.published.weight,
     )

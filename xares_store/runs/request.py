@@ -8,6 +8,8 @@ from typing import Any
 
 from xares_store.errors import ConfigError, ProbeError, did_you_mean
 from xares_store.fingerprint import fingerprint
+from xares_store.kinds import PROBES_OF_KIND
+from xares_store.measures import Frame, Retrieval
 from xares_store.metrics.registry import metric_for
 from xares_store.probes.probe import PROBES
 from xares_store.protocol import PROTOCOLS
@@ -15,13 +17,23 @@ from xares_store.task import Task
 
 # Published tables used one rate for every task; a grid chosen on their validation = test would flatter.
 PUBLISHED_RATES = (1e-3,)
-BELONGS_TO = {"--lr": "mlp", "--epochs": "mlp", "--batch-size": "mlp", "--k": "knn", "--temperature": "knn"}
+_TRAINED = ("mlp", "frame", "retrieval")
+BELONGS_TO = {
+    "--lr": _TRAINED,
+    "--epochs": _TRAINED,
+    "--batch-size": _TRAINED,
+    "--k": ("knn",),
+    "--temperature": ("knn",),
+    "--text-encoder": ("mlp", "retrieval"),  # mlp: the trained probe of any task
+    "--tokenizer": ("mlp", "retrieval"),
+}
+MEMORY_BYTES = 1 << 30  # for the frames that are in memory at a time
 FIRST_SEED = 42  # the seed of the published protocol; further seeds count up from it
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate with; None takes the task's own setting."""
+    """What to evaluate with; None takes the task's own setting, no probes all that fit a task."""
 
     probes: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -33,6 +45,9 @@ class Request:
     batch_size: int | None
     k: int | None
     temperature: float | None
+    text_encoder: str | None = None
+    tokenizer: str | None = None
+    memory_bytes: int = MEMORY_BYTES
 
 
 def make_request(
@@ -46,6 +61,9 @@ def make_request(
     where: str | None,
     protocol: str,
     device: str,
+    text_encoder: str | None = None,
+    tokenizer: str | None = None,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> Request:
     """Check the arguments of an evaluation.
 
@@ -71,29 +89,66 @@ def make_request(
     for option, values in limits:
         if values is not None and not all(0 < value < float("inf") for value in values):
             raise ConfigError(f"Expected a number above 0, found {', '.join(map(str, values))}.", where=option)
-    for option, values in limits:
-        if values is not None and BELONGS_TO[option] not in probes:
+    if memory_bytes < 1 << 20:
+        raise ConfigError(f"Expected at least 1 MiB for frames, found {memory_bytes} bytes.", where="--memory")
+    given = [option for option, values in limits if values is not None]
+    given += ["--text-encoder"] * (text_encoder is not None) + ["--tokenizer"] * (tokenizer is not None)
+    for option in given:
+        if probes and not set(BELONGS_TO[option]) & set(probes):
             raise ConfigError(
-                f"This setting belongs to the probe {BELONGS_TO[option]}, which is not asked for.",
+                f"This setting belongs to the probe {BELONGS_TO[option][0]}, which is not asked for.",
                 where=option,
-                hint=f"Leave it away, or add --probe {BELONGS_TO[option]}.",
+                hint=f"Leave it away, or add --probe {BELONGS_TO[option][0]}.",
             )
     rates = tuple(dict.fromkeys(float(rate) for rate in learning_rates)) if learning_rates else None
     return Request(
-        tuple(dict.fromkeys(probes)), numbers, protocol, where, device, rates, epochs, batch_size, k, temperature
+        probes=tuple(dict.fromkeys(probes)),
+        seeds=numbers,
+        protocol=protocol,
+        where=where,
+        device=device,
+        learning_rates=rates,
+        epochs=epochs,
+        batch_size=batch_size,
+        k=k,
+        temperature=temperature,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        memory_bytes=memory_bytes,
     )
+
+
+def probes_for(task: Task, request: Request) -> tuple[str, ...]:
+    """Return the probes that a task is evaluated with.
+
+    ``mlp`` stands for the trained probe of the task's kind: the frame probe for events, the retrieval probe for
+    captions. What does not fit the task's labels is left out. Without a wish all that fit are run, save a k-NN that the
+    published tables do not have.
+    """
+    fitting = PROBES_OF_KIND[task.target.kind]
+    if not request.probes:
+        return tuple(probe for probe in fitting if probe != "knn" or task.published.knn is not False)
+    wanted = (fitting[0] if probe == "mlp" and fitting else probe for probe in request.probes)
+    return tuple(dict.fromkeys(probe for probe in wanted if probe in fitting))
 
 
 def settings_for(task: Task, probe: str, request: Request) -> dict[str, Any]:
     """Return the probe's complete settings: part of the run's identity."""
-    if probe == "mlp":
-        mlp = task.probe.mlp
-        rates = mlp.learning_rates if request.protocol == "strict" else PUBLISHED_RATES
-        return {
-            "epochs": request.epochs or mlp.epochs,
-            "batch_size": request.batch_size or mlp.batch_size,
+    if probe in _TRAINED:
+        own = {
+            "mlp": task.probe.mlp,
+            "frame": task.probe.frame or Frame(),
+            "retrieval": task.probe.retrieval or Retrieval(),
+        }[probe]
+        rates = own.learning_rates if request.protocol == "strict" else PUBLISHED_RATES
+        settings = {
+            "epochs": request.epochs or own.epochs,
+            "batch_size": request.batch_size or own.batch_size,
             "learning_rates": list(request.learning_rates or rates),
         }
+        if isinstance(own, Frame):
+            settings["positive_weight"] = own.positive_weight or 1.0
+        return settings
     knn = task.probe.knn
     if knn is None:
         raise ProbeError(f'Task "{task.name}" has no k-NN settings.', where=task.name, hint="Add a [probe.knn] table.")
@@ -102,6 +157,12 @@ def settings_for(task: Task, probe: str, request: Request) -> dict[str, Any]:
         "temperature": request.temperature or knn.temperature,
         "variant": "cosine" if request.protocol == "strict" else "published",
     }
+
+
+def metric_versions(task: Task) -> str:
+    """Return the versions of the task's metrics as one text: the main one's, and the others' by name."""
+    others = [f"{name} {metric_for(name).version}" for name in task.metric.also or ()]
+    return ", ".join([metric_for(task.metric.name).version, *others])
 
 
 def run_name(
@@ -114,7 +175,7 @@ def run_name(
         "task": task.fingerprint,
         "probe": probe,
         "probe_version": PROBES[probe].version,
-        "metric_version": metric_for(task.metric.name).version,
+        "metric_version": metric_versions(task),
         "protocol": request.protocol,
         "settings": settings,
         "where": request.where,

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from xares_store.metrics import aggregate
-from xares_store.metrics.registry import Metric
+from xares_store.errors import MetricError
+from xares_store.metrics import aggregate, classification
 from xares_store.metrics.statistics import Interval, bootstrap_interval
+from xares_store.protocol import Fold
 from xares_store.runs.features import Features
 
 
@@ -38,68 +39,147 @@ def score_run(
     features: Features,
     probabilities: Sequence[np.ndarray],
     labels: Sequence[str],
-    metric: Metric,
+    metrics: Sequence[str],
     *,
     vote: bool,
     details: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
 ) -> Scored:
-    """Score one run.
+    """Score one run of a single-label task.
 
     Args:
         features: the clips; ``probabilities[i]`` belongs to the test clips of ``features.folds[i]``.
         probabilities: one array (test clips, classes) a fold.
         labels: class names by index.
-        metric: the task's main metric.
+        metrics: names of the task's metrics, the main one first.
         vote: score recordings, averaging the probabilities of their crops, instead of crops.
         details: what to keep beside the scores.
         tensors: the trained probe.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
-    per_fold: list[np.ndarray] = []
-    scores: list[dict[str, Any]] = []
+    names = pa.array(labels, pa.string())
+    tables: list[pa.Table] = []
+    items: list[tuple[np.ndarray, np.ndarray]] = []
     for fold, raw in zip(features.folds, probabilities, strict=True):
-        rows, scores_of = fold.test, raw
-        if vote:
-            first, scores_of = aggregate.vote(raw, features.recording[fold.test])
-            rows = fold.test[first]
-        target = features.target[rows]
-        prediction = scores_of.argmax(axis=1)
-        values = metric.per_clip(target, scores_of)
-        per_fold.append(values)
-        interval = bootstrap_interval(values)
-        scores.append(_entry(metric.name, metric(target, scores_of), fold.name, interval, len(rows)))
+        rows, scores_of = items_of(features, fold, raw, vote=vote)
+        target, prediction = features.target[rows], scores_of.argmax(axis=1)
         item = np.arange(len(rows))
-        columns["fold"] += [fold.name] * len(rows)
-        columns["split"] += features.split[rows].tolist()
-        columns["clip_id"] += (features.key if vote else features.clip_id)[rows].tolist()
-        columns["key"] += features.key[rows].tolist()
-        columns["target"] += [labels[index] for index in target]
-        columns["prediction"] += [labels[index] for index in prediction]
-        columns["correct"] += (prediction == target).tolist()
-        columns["probability"] += scores_of[item, prediction].tolist()
-        columns["target_probability"] += scores_of[item, target].tolist()
-    strata = np.repeat(np.arange(len(per_fold)), [len(values) for values in per_fold])
-    overall = bootstrap_interval(np.concatenate(per_fold), strata=strata)
-    total = len(strata)
-    mean = float(np.mean([entry["value"] for entry in scores]))
-    scores.insert(0, _entry(metric.name, mean, None, overall, total))
-    table = pa.table({name: pa.array(columns[name], type=kind) for name, kind in _COLUMNS.items()})
-    return Scored(scores, table, total, details or {}, tensors)
+        tables.append(
+            prediction_table(
+                features,
+                fold,
+                rows,
+                vote=vote,
+                target=names.take(pa.array(target)),
+                prediction=names.take(pa.array(prediction)),
+                correct=prediction == target,
+                probability=scores_of[item, prediction],
+                target_probability=scores_of[item, target],
+                value=(prediction == target).astype(np.float64),
+            )
+        )
+        items.append((target, scores_of))
+    scores = [entry for name in metrics for entry in _metric_entries(name, features.folds, items)]
+    return Scored(scores, pa.concat_tables(tables), sum(len(t) for t in tables), details or {}, tensors)
+
+
+def items_of(features: Features, fold: Fold, raw: np.ndarray, *, vote: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of a fold's scored items and what was predicted for each.
+
+    Args:
+        features: the clips.
+        fold: the fold.
+        raw: ``(test clips, outputs)`` in the order of ``fold.test``.
+        vote: one item a recording, with the mean over its crops, at the row of its first crop.
+    """
+    if not vote:
+        return fold.test, raw
+    first, mean = aggregate.vote(raw, features.recording[fold.test])
+    return fold.test[first], mean
+
+
+def prediction_table(features: Features, fold: Fold, rows: np.ndarray, *, vote: bool, **columns: Any) -> pa.Table:
+    """Return rows of ``predictions.parquet`` for scored items.
+
+    Args:
+        features: the clips.
+        fold: the fold that was tested.
+        rows: the items' rows in ``features``.
+        vote: whether items are recordings: they go by their key then.
+        columns: target, prediction and what else the kind of task has; a missing column is null.
+    """
+    clip_id = (features.key if vote else features.clip_id)[rows]
+    return pa.table(
+        {
+            "fold": pa.repeat(pa.scalar(fold.name, pa.string()), len(rows)),
+            "split": pa.array(features.split[rows], pa.string()),
+            "clip_id": pa.array(clip_id, pa.string()),
+            "key": pa.array(features.key[rows], pa.string()),
+            **{
+                name: (columns[name] if isinstance(columns.get(name), pa.Array) else pa.array(columns[name], kind))
+                if name in columns
+                else pa.nulls(len(rows), kind)
+                for name, kind in _COLUMNS.items()
+            },
+        }
+    )
+
+
+def score_entries(
+    metric: str,
+    folds: Sequence[Fold],
+    values: Sequence[float],
+    counts: Sequence[int],
+    intervals: Sequence[Interval | None],
+    overall: Interval | None,
+) -> list[dict[str, Any]]:
+    """Return the scores of one metric: the mean over folds first, then one a fold.
+
+    Args:
+        metric: its name.
+        folds: the folds, as many as values, counts and intervals.
+        values: the metric's value in each fold.
+        counts: scored items in each fold.
+        intervals: 95 % intervals over the items of each fold; None for a metric without one.
+        overall: the same for the mean over folds.
+    """
+    mean = _entry(metric, float(np.mean(values)), None, overall, sum(counts))
+    each = zip(values, folds, intervals, counts, strict=True)
+    return [mean, *(_entry(metric, value, fold.name, interval, n) for value, fold, interval, n in each)]
 
 
 _COLUMNS: dict[str, pa.DataType] = {
-    "fold": pa.string(),
-    "split": pa.string(),
-    "clip_id": pa.string(),
-    "key": pa.string(),
     "target": pa.string(),
     "prediction": pa.string(),
     "correct": pa.bool_(),
     "probability": pa.float32(),
     "target_probability": pa.float32(),
+    "value": pa.float64(),
+    "scores": pa.list_(pa.float32()),
+    "counts": pa.list_(pa.int32()),
 }
 
 
-def _entry(metric: str, value: float, fold: str | None, interval: Interval, n: int) -> dict[str, Any]:
-    return {"metric": metric, "value": value, "fold": fold, "low": interval.low, "high": interval.high, "n": n}
+def _metric_entries(
+    name: str, folds: Sequence[Fold], items: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> list[dict[str, Any]]:
+    counts = [len(target) for target, _ in items]
+    if name != "accuracy":
+        function = {
+            "macro_accuracy": classification.macro_accuracy,
+            "macro_f1": classification.macro_f1,
+        }[name]
+        values = [function(target, scores) for target, scores in items]
+        return score_entries(name, folds, values, counts, [None] * len(folds), None)
+    hits = [classification.correct(target, scores) for target, scores in items]
+    for fold, values_of in zip(folds, hits, strict=True):
+        if not len(values_of):
+            raise MetricError(f"Wanted at least one clip, found none: {name} is undefined.", where=f"fold {fold.name}")
+    strata = np.repeat(np.arange(len(hits)), counts)
+    overall = bootstrap_interval(np.concatenate(hits), strata=strata)
+    intervals = [bootstrap_interval(values_of) for values_of in hits]
+    return score_entries(name, folds, [float(values_of.mean()) for values_of in hits], counts, intervals, overall)
+
+
+def _entry(metric: str, value: float, fold: str | None, interval: Interval | None, n: int) -> dict[str, Any]:
+    low, high = (interval.low, interval.high) if interval is not None else (None, None)
+    return {"metric": metric, "value": value, "fold": fold, "low": low, "high": high, "n": n}

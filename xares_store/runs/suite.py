@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from xares_store.metrics.aggregate import weighted_average
+from xares_store.metrics.aggregate import normalised_score, weighted_average
+from xares_store.metrics.registry import metric_for
 from xares_store.task import Task
 
 DOMAINS = ("speech", "environment", "music", "other")
@@ -161,6 +162,22 @@ def _records(line: Line) -> list[dict[str, object]]:
         for name, value, footnote in line.printed
     ]
     return records
+
+
+def normalised(task: Task, score: float) -> float:
+    """Map a score of the task's main metric to 0 (worst) to 1 (best).
+
+    Where the task file has to say the worst value (an error has no bound), anything beyond it counts as 0.
+
+    Example:
+        >>> from xares_store.catalog import load_task
+        >>> normalised(load_task("speechocean762"), 4.0)  # a squared error of 100 counts as 0
+        0.96
+    """
+    metric = metric_for(task.metric.name)
+    if task.metric.worst is None:
+        return normalised_score(score, worst=metric.worst, best=metric.best)
+    return max(0.0, normalised_score(score, worst=task.metric.worst, best=metric.best))
 
 
 def averages_of(

@@ -259,7 +259,10 @@ def _load(connection: duckdb.DuckDBPyConnection, root: Path, new: Stamps) -> Non
             run = read_run(root, folder.name)
             rows["run"].append(_run_row(run, number))
             rows["score"] += [{"run": number, **score.model_dump()} for score in run.scores]
-            tables["prediction"].append(_numbered(read_predictions(root, folder.name), "run", number))
+            predictions = read_predictions(root, folder.name).drop_columns(
+                ["scores", "counts"]
+            )  # too large for a cache
+            tables["prediction"].append(_numbered(predictions, "run", number))
     for table, records in rows.items():
         if records:
             _insert(connection, table, pa.Table.from_pylist(records))

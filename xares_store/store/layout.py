@@ -255,14 +255,17 @@ def part_digest(record: Mapping[str, Any]) -> str:
 
 
 class Score(BaseModel):
-    """One number of a run: a metric over one fold, or over all folds (``fold`` null)."""
+    """One number of a run: a metric over one fold, or over all folds (``fold`` null).
+
+    ``low`` and ``high`` are null for a metric without an interval.
+    """
 
     model_config = _FROZEN
     metric: Name
     value: float
     fold: str | None
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: Count
 
 

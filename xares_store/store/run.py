@@ -40,8 +40,12 @@ PREDICTION_SCHEMA = pa.schema(
         ("correct", pa.bool_()),
         ("probability", pa.float32()),
         ("target_probability", pa.float32()),
+        ("value", pa.float64()),
+        ("scores", pa.list_(pa.float32())),
+        ("counts", pa.list_(pa.int32())),
     ]
 )
+_LATER = ("value", "scores", "counts")  # columns that older runs, and runs that have no use for them, leave out
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -69,7 +73,9 @@ def write_run(
         root: folder of the store.
         run_id: name of the run: equal identity, equal id.
         run: the fields of :class:`~xares_store.store.layout.RunManifest` without run_id, format and files.
-        predictions: columns fold, split, clip_id, key, target, prediction, correct, probability, target_probability.
+        predictions: columns fold, split, clip_id, key, target, prediction, correct, probability, target_probability;
+            and where they mean something: value (the item's share of a main metric that is a mean over items), scores
+            (a number a class) and counts (true positives, false positives and false negatives, a number a class each).
         tensors: weights of the trained probe, kept as safetensors.
 
     Returns:
@@ -107,7 +113,7 @@ def write_run(
 
 def _write_files(folder: Path, run_id: str, predictions: pa.Table, tensors: Mapping[str, NDArray[Any]] | None) -> None:
     try:
-        table = predictions.select(PREDICTION_SCHEMA.names).cast(PREDICTION_SCHEMA)
+        table = _complete(predictions)
     except (KeyError, pa.ArrowException) as error:
         raise StoreError(f"The predictions' columns are wrong: {error}", where=run_id) from error
     pq.write_table(table, folder / PREDICTIONS, compression="zstd")
@@ -116,6 +122,13 @@ def _write_files(folder: Path, run_id: str, predictions: pa.Table, tensors: Mapp
 
         data = save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
         (folder / PROBE).write_bytes(data)
+
+
+def _complete(table: pa.Table) -> pa.Table:
+    for name in _LATER:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), PREDICTION_SCHEMA.field(name).type))
+    return table.select(PREDICTION_SCHEMA.names).cast(PREDICTION_SCHEMA)
 
 
 def _publish(temporary: Path, final: Path) -> bool:
@@ -171,6 +184,6 @@ def read_predictions(root: Path, run_id: str) -> pa.Table:
     read_run(root, run_id)
     path = run_folder(root, run_id) / PREDICTIONS
     try:
-        return pq.ParquetFile(path).read(use_threads=False).cast(PREDICTION_SCHEMA)
-    except (pa.ArrowException, OSError, ValueError) as error:
+        return _complete(pq.ParquetFile(path).read(use_threads=False))
+    except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise CorruptError(f"The predictions cannot be read ({error}).", where=path) from error
