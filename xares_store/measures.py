@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, Strict
 
-from xares_store.kinds import Seconds, Table
+from xares_store.kinds import PROBES_OF_KIND, Seconds, Table
 
 Count = Annotated[int, Strict()]
 Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
@@ -64,3 +64,19 @@ class Probes(Table):
     knn: Knn = Knn()
     frame: Frame | None = None
     retrieval: Retrieval | None = None
+
+
+def probe_settings(probes: Probes, kind: str) -> dict[str, Mlp | Knn]:
+    """Return the settings of the probes that fit a kind of target, the task's own or the defaults, by probe.
+
+    Example:
+        >>> list(probe_settings(Probes(), "events"))
+        ['frame']
+    """
+    everything: dict[str, Mlp | Knn] = {
+        "mlp": probes.mlp,
+        "knn": probes.knn,
+        "frame": probes.frame or Frame(),
+        "retrieval": probes.retrieval or Retrieval(),
+    }
+    return {name: everything[name] for name in PROBES_OF_KIND[kind]}

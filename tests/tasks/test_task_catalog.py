@@ -40,7 +40,7 @@ def test_unknown_names(spec: str, expected: str) -> None:
 def test_suites_and_names_mix_without_repeats() -> None:
     tasks = load_tasks(["esc50", "xares", "esc10", "esc50"])
     assert [task.name for task in tasks][:1] == ["esc50"]
-    assert len(tasks) == 21
+    assert len(tasks) == 28
     with pytest.raises(TaskNotFoundError, match="xare"):
         load_tasks(["xares-publik"])
 
@@ -69,7 +69,7 @@ def test_suites_name_shipped_tasks_and_cannot_be_changed() -> None:
         assert set(members) <= set(task_names())
         assert len(members) == len(set(members))
     suites()["xares"].clear()
-    assert len(suites()["xares"]) == 20
+    assert len(suites()["xares"]) == 27
 
 
 def test_path_of_a_shipped_task() -> None:

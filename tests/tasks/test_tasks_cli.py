@@ -28,7 +28,7 @@ def test_ls() -> None:
     assert [row["task"] for row in rows] == task_names()
     assert {row["task"]: row["evaluation"] for row in rows}["subway_broadcast"] == "pool"
     music = list(csv.DictReader(io.StringIO(run("ls", "--domain", "music", "--csv"))))
-    assert [row["task"] for row in music] == ["freemusicarchive", "gtzan_genre", "nsynthinstument"]
+    assert [row["task"] for row in music] == ["freemusicarchive", "gtzan_genre", "maestro", "nsynthinstument"]
     assert "gtzan" in run("ls")
 
 
@@ -50,7 +50,7 @@ def test_validate_lists_all_problems(tmp_path: Path, task_text: str) -> None:
     good, bad = tmp_path / "mine.toml", tmp_path / "bad.toml"
     good.write_text(task_text)
     bad.write_text(task_text.replace('"mine"', '"bad"').replace("key =", "kee ="))
-    assert "mine.toml: valid, 3 classes, train/valid/test, mine@" in run("validate", str(good))
+    assert "mine.toml: valid, single-label, 3 classes, train/valid/test, mine@" in run("validate", str(good))
     result = CliRunner().invoke(tasks, ["validate", str(bad), str(good), str(tmp_path / "none.toml")])
     assert isinstance(result.exception, TaskError)
     assert "2 of 3 task files" in str(result.exception)
@@ -109,3 +109,21 @@ def test_importing_has_no_side_effects() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-B", "-c", program], capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "probe", "target"),
+    [
+        ("fsd50k", "mlp", 'multi-label, JSON key "soundevent"'),
+        ("maestro", "frame", "events"),
+        ("clotho", "retrieval", "captions"),
+        ("speechocean762", "mlp", 'regression, JSON key "accuracy"'),
+    ],
+)
+def test_show_says_what_is_measured_and_how(name: str, probe: str, target: str) -> None:
+    facts = json.loads(run("show", name, "--json"))
+    task = load_task(name)
+    assert facts["target"] == target
+    assert [key for key in ("mlp", "knn", "frame", "retrieval") if key in facts] == [probe]
+    assert facts["further metrics"].split() == list(task.metric.also or ())
+    assert facts["classes"] == (len(task.labels) or None)

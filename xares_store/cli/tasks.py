@@ -33,8 +33,9 @@ def list_tasks(domain: str | None, fmt: str) -> None:
     for task in iter_shipped():
         if domain is None or task.domain == domain:
             inside = " ".join(name for name, names in members.items() if task.name in names)
-            rows.append([task.name, task.title, task.domain, len(task.labels), _scheme(task), task.private, inside])
-    emit(["task", "title", "domain", "classes", "evaluation", "private", "suites"], rows, fmt=fmt)
+            target = [task.target.kind, len(task.labels) or None]
+            rows.append([task.name, task.domain, *target, task.metric.name, _scheme(task), task.private, inside])
+    emit(["task", "domain", "target", "classes", "metric", "evaluation", "private", "suites"], rows, fmt=fmt)
 
 
 @tasks.command("show")
@@ -44,6 +45,7 @@ def list_tasks(domain: str | None, fmt: str) -> None:
 def show_task(name: str, as_toml: bool, fmt: str) -> None:
     """Show one task: NAME is that of a shipped task or the path of a task file."""
     from xares_store.catalog import load_task
+    from xares_store.measures import probe_settings
 
     task = load_task(name)
     if as_toml:
@@ -57,17 +59,22 @@ def show_task(name: str, as_toml: bool, fmt: str) -> None:
         "private": "yes" if task.private else "no",
         "folder": task.folder,
         "zenodo": task.data.zenodo,
+        "hf": task.data.hf,
         "evaluation": _scheme(task),
         **{f"shards of {split}": " ".join(patterns) for split, patterns in task.split_patterns().items()},
         "crop_s": task.audio.crop_s,
         "tail": task.audio.tail if task.audio.crop_s is not None else None,
-        "target": f'{task.target.kind}, JSON key "{task.target.key}"',
+        "target": f'{task.target.kind}, JSON key "{task.target.key}"' if task.target.key else task.target.kind,
         "group": task.target.group_key,
-        "classes": len(task.labels),
+        "classes": len(task.labels) or None,
         "labels": list(task.labels) if fmt == "json" else _some(task.labels),
         "metric": task.metric.name,
-        "mlp": task.probe.mlp.model_dump(mode="json"),
-        "knn": task.probe.knn.model_dump(mode="json"),
+        "further metrics": " ".join(task.metric.also or ()) or None,
+        "segment_s": task.metric.segment_s,
+        **{
+            name: settings.model_dump(mode="json")
+            for name, settings in probe_settings(task.probe, task.target.kind).items()
+        },
         "published weight": task.published.weight,
         "task address": task.address,
         "audio address": task.audio_address,
@@ -140,7 +147,8 @@ def _summary(file: Path) -> str:
     from xares_store.task import Task
 
     task = Task.from_toml(file)
-    return f"{len(task.labels)} classes, {_scheme(task)}, {task.address}"
+    classes = f", {len(task.labels)} classes" if task.labels else ""
+    return f"{task.target.kind}{classes}, {_scheme(task)}, {task.address}"
 
 
 def _scheme(task: Any) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xares_store.errors import ConfigError, ProbeError, did_you_mean
+from xares_store.errors import ConfigError, did_you_mean
 from xares_store.fingerprint import fingerprint
 from xares_store.kinds import PROBES_OF_KIND
-from xares_store.measures import Frame, Retrieval
+from xares_store.measures import Frame, Knn, probe_settings
 from xares_store.metrics.registry import metric_for
 from xares_store.probes.probe import PROBES
 from xares_store.protocol import PROTOCOLS
@@ -134,29 +134,22 @@ def probes_for(task: Task, request: Request) -> tuple[str, ...]:
 
 def settings_for(task: Task, probe: str, request: Request) -> dict[str, Any]:
     """Return the probe's complete settings: part of the run's identity."""
-    if probe in _TRAINED:
-        own = {
-            "mlp": task.probe.mlp,
-            "frame": task.probe.frame or Frame(),
-            "retrieval": task.probe.retrieval or Retrieval(),
-        }[probe]
-        rates = own.learning_rates if request.protocol == "strict" else PUBLISHED_RATES
-        settings = {
-            "epochs": request.epochs or own.epochs,
-            "batch_size": request.batch_size or own.batch_size,
-            "learning_rates": list(request.learning_rates or rates),
+    own = probe_settings(task.probe, task.target.kind)[probe]
+    if isinstance(own, Knn):
+        return {
+            "k": request.k or own.k,
+            "temperature": request.temperature or own.temperature,
+            "variant": "cosine" if request.protocol == "strict" else "published",
         }
-        if isinstance(own, Frame):
-            settings["positive_weight"] = own.positive_weight or 1.0
-        return settings
-    knn = task.probe.knn
-    if knn is None:
-        raise ProbeError(f'Task "{task.name}" has no k-NN settings.', where=task.name, hint="Add a [probe.knn] table.")
-    return {
-        "k": request.k or knn.k,
-        "temperature": request.temperature or knn.temperature,
-        "variant": "cosine" if request.protocol == "strict" else "published",
+    rates = own.learning_rates if request.protocol == "strict" else PUBLISHED_RATES
+    settings: dict[str, Any] = {
+        "epochs": request.epochs or own.epochs,
+        "batch_size": request.batch_size or own.batch_size,
+        "learning_rates": list(request.learning_rates or rates),
     }
+    if isinstance(own, Frame):
+        settings["positive_weight"] = own.positive_weight or 1.0
+    return settings
 
 
 def metric_versions(task: Task) -> str:
