@@ -20,7 +20,7 @@ from xares_store.errors import XaresError, did_you_mean
 # name -> (module:attribute, one line of help). The lines are repeated here so that --help imports nothing; a test keeps
 # them equal to the commands' own.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fetch": ("xares_store.cli.fetch:fetch", "Download the audio shards of tasks from Zenodo into the data root."),
+    "fetch": ("xares_store.cli.fetch:fetch", "Download tasks' audio shards from Zenodo or the Hugging Face hub."),
     "embed": ("xares_store.cli.embed:embed", "Run an encoder once over tasks' audio and store its embeddings."),
     "evaluate": ("xares_store.cli.evaluate:evaluate", "Train and score probes on stored embeddings."),
     "leaderboard": ("xares_store.cli.results:leaderboard", "Show the scores in a store, best first."),

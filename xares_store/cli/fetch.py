@@ -51,12 +51,13 @@ def fetch(
     dry_run: bool,
     fmt: str,
 ) -> int:
-    """Download the audio shards of tasks from Zenodo or the Hugging Face hub into the data root.
+    """Download tasks' audio shards from Zenodo or the Hugging Face hub.
 
-    TASK is a task, a suite or the path of a task file. Only what is missing is downloaded; after Ctrl-C or a cut the
-    same command goes on where it stopped. A file appears under its name when its size and published checksum are right.
-    Private and gated data sets of the hub are read with HF_TOKEN or the token that `hf auth login` stored. Private tasks
-    of a suite are skipped by name. Exit code 1 when other shards are still missing; which files belong where is said.
+    They go to the data root. TASK is a task, a suite or the path of a task file. Only what is missing is downloaded;
+    after Ctrl-C or a cut the same command goes on where it stopped. A file appears under its name when its size and
+    published checksum are right. Private and gated data sets of the hub are read with HF_TOKEN or the token that `hf
+    auth login` stored. Private tasks of a suite are skipped by name. Exit code 1 when other shards are still missing;
+    which files belong where is said.
     """
     from xares_store.fetch import tasks as fetching
     from xares_store.runs.progress import Meter

@@ -5,8 +5,8 @@ from __future__ import annotations
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -52,10 +52,13 @@ def run(report: FetchReport, *, parallel: int = PARALLEL, advance: Advance = lam
     begun = {folder: pins for folder, pins in report.pins.items() if any(_below(file, folder) for file in todo)}
     with ExitStack() as stack:
         for folder in sorted({file.path.parent for file in todo} | set(begun)):
-            _lock(stack, folder, begun.get(folder, {}))
+            _lock(stack, folder)
         for file in todo:  # again, now that nobody else writes
             file.kept = kept_bytes(file.path, file.remote)
         _refuse_small_disk(todo)
+        for folder, pins in begun.items():
+            with _writing(folder):
+                write_pins(folder, pins)
         _download_all(report, todo, parallel, advance)
 
 
@@ -63,15 +66,23 @@ def _below(file: FileState, folder: Path) -> bool:
     return file.path.is_relative_to(folder)
 
 
-def _lock(stack: ExitStack, folder: Path, pins: Mapping[str, str]) -> None:
+def _lock(stack: ExitStack, folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(FileLock(folder / ".fetch.lock", timeout=0))
-        write_pins(folder, pins)
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(folder / ".fetch.lock", timeout=0))
     except Timeout:
         raise ShardError(
             "Another `xares fetch` is downloading into this folder.", where=folder, hint="Wait until it is done."
         ) from None
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Timeout:  # an OSError too, but nothing is wrong with the folder
+        raise
     except OSError as error:
         raise ShardError(
             f"The folder cannot be written: {error.strerror or error}.",
