@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "leaderboard": ("xares_store.cli.results:leaderboard", "Show the scores in a store, best first."),
     "compare": ("xares_store.cli.results:compare", "Test whether two encoders differ, task by task."),
     "sql": ("xares_store.cli.sql:sql", "Run a SQL QUERY over the store's views."),
+    "encoders": ("xares_store.cli.encoders:encoders", "List the encoders that come with the package."),
     "check": ("xares_store.cli.check:check", "Check that an encoder keeps the contract."),
     "tasks": ("xares_store.cli.tasks:tasks", "List, show and check tasks."),
     "store": ("xares_store.cli.store:store_group", "Look into a store, verify it, remove parts of it."),

@@ -24,8 +24,8 @@ _MARK = {True: "ok", False: "FAIL", None: "note"}
 def check(encoder: str, encoder_args: tuple[str, ...], long_minutes: float, device: str, fmt: str) -> None:
     """Check that an encoder keeps the contract.
 
-    ENCODER is enc.py, enc.py:ClassName, package.module:ClassName, hf:org/model[@revision] or a built-in name. The exit
-    code is 1 when a check fails; a "note" only measures.
+    ENCODER is enc.py, enc.py:ClassName, package.module:ClassName, hf:org/model[@revision], hear:package.module[@weights]
+    or a built-in name (`xares encoders` lists them). The exit code is 1 when a check fails; a "note" only measures.
     """
     from xares_store.encoders.check import check as run_checks  # torch takes seconds to import
     from xares_store.encoders.spec import split_args

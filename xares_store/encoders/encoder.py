@@ -108,6 +108,7 @@ class Encoder:
             "padding": padding,
             "assumed": assumed,
             "parameters": sum(p.numel() for p in module.parameters()),
+            "origin": built.origin,
             "versions": identity.versions(),
         }
 
@@ -336,8 +337,8 @@ def load_encoder(
     """Load an encoder and measure what its contract leaves open.
 
     Args:
-        spec: ``enc.py``, ``enc.py:ClassName``, ``package.module:ClassName``, ``hf:org/model[@revision]`` or the name
-            of a built-in encoder.
+        spec: ``enc.py``, ``enc.py:ClassName``, ``package.module:ClassName``, ``hf:org/model[@revision]``,
+            ``hear:package.module[@weights]`` or the name of a built-in encoder.
         args: constructor arguments as text (``{"layer": "6"}``), read as numbers, booleans or text.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``.
         name: readable name in place of the class or model name.

@@ -1,4 +1,4 @@
-"""``hf:org/model[@revision]`` and ``hf:/folder``: audio models of the Transformers library, with their own preprocessing.
+"""Audio models of the Transformers library, with their own preprocessing: ``hf:org/model[@revision]`` and named families.
 
 Four ways to feed a model, chosen from its configuration:
 
@@ -8,7 +8,8 @@ Four ways to feed a model, chosen from its configuration:
 * Audio Spectrogram Transformer: windows of its input length; patches are averaged over frequency;
 * any other: whatever its feature extractor makes of the audio, whatever hidden states it returns.
 
-No code from a model repository is ever run, and weights are read without unpickling objects.
+No code from a model repository is ever run, and weights are read without unpickling objects. A checkpoint that lacks a
+weight of the encoder, has it in another shape or holds one that the encoder has no place for is refused, never filled up.
 """
 
 from __future__ import annotations
@@ -16,23 +17,21 @@ from __future__ import annotations
 import inspect
 import json
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from xares_store.encoders.hf_checkpoint import load_model
 from xares_store.encoders.identity import hash_files
 from xares_store.encoders.spec import Built
 from xares_store.errors import EncoderError, did_you_mean
 
 # Attention costs the square of the length, and these models were trained on clips of at most this.
 DEFAULT_WINDOW_S = 30.0
-_ARGUMENTS = ("layer", "max_length_s")
-# Parameters that the hidden states in eval mode do not use, and that checkpoints therefore often lack.
-_UNUSED = ("masked_spec_embed", "pooler", "lm_head", "projector", "classifier")
+HF_ARGUMENTS = ("layer", "max_length_s")
 # What a saved configuration says about its origin and not about the computation.
 _VOLATILE = (
     "_name_or_path",
@@ -222,22 +221,21 @@ class GenericEncoder(HFEncoder):
         return frames, None
 
 
-def build_hf(spec: str, args: Mapping[str, Any]) -> Built:
+def build_hf(spec: str, args: Mapping[str, Any], *, model_type: str | None = None) -> Built:
     """Load a Transformers model and its feature extractor.
 
     Args:
         spec: ``hf:org/model``, ``hf:org/model@revision`` or ``hf:/folder``.
         args: ``layer`` (index into the hidden states; -1 or ``last`` for the last) and ``max_length_s`` (window).
+        model_type: refuse a model whose configuration has another ``model_type``.
 
     Raises:
-        EncoderError: not found, offline, not an audio model, weights missing, no such layer, unknown argument.
+        EncoderError: not found, offline, not an audio model, another family, no such layer, unknown argument; weights
+            missing, of another shape or left over.
     """
-    for name in args:
-        if name not in _ARGUMENTS:
-            hint = did_you_mean(name, _ARGUMENTS, listing="It takes layer and max_length_s.")
-            raise EncoderError(f'A Transformers encoder has no argument "{name}".', where=spec, hint=hint)
+    check_arguments(args, HF_ARGUMENTS, spec)
     source, revision = _split(spec)
-    model, extractor = _load(spec, source, revision)
+    model, extractor = load_model(spec, source, revision, model_type)
     config = model.config
     layers = int(getattr(config, "encoder_layers", None) or getattr(config, "num_hidden_layers", None) or 0)
     layer = _layer(args.get("layer", -1), layers, spec)
@@ -257,13 +255,32 @@ def build_hf(spec: str, args: Mapping[str, Any]) -> Built:
     extra = {"config": _plain(config.to_diff_dict()), "extractor": _plain(extractor.to_dict())}
     code = hash_files(Path(__file__), [])
     name = Path(source).name or source
-    return Built(encoder, name, type(model).__name__, code, {"layer": layer}, extra, shown)
+    origin = {"checkpoint": source, "revision": getattr(config, "_commit_hash", None) or revision}
+    return Built(encoder, name, type(model).__name__, code, {"layer": layer}, extra, shown, origin)
+
+
+def check_arguments(args: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
+    """Refuse an argument that is not among the allowed ones."""
+    for name in args:
+        if name not in allowed:
+            listing = f"It takes {', '.join(allowed)}."
+            raise EncoderError(
+                f'A Transformers encoder has no argument "{name}".',
+                where=where,
+                hint=did_you_mean(name, allowed, listing=listing),
+            )
 
 
 def _split(spec: str) -> tuple[str, str | None]:
     source = spec.removeprefix("hf:")
     if Path(source).expanduser().is_dir():
         return str(Path(source).expanduser().resolve()), None
+    if Path(source).expanduser().is_file():
+        raise EncoderError(
+            f"{source} is a file; wanted a folder.",
+            where=spec,
+            hint="Name the folder, with config.json and preprocessor_config.json beside the weights.",
+        )
     if source.startswith(("/", ".", "~")):
         raise EncoderError(
             f"The folder {source} does not exist.", where=spec, hint="Give a folder saved by save_pretrained."
@@ -272,48 +289,6 @@ def _split(spec: str) -> tuple[str, str | None]:
     if not name or name.count("/") > 1:
         raise EncoderError(f'"{spec}" names no model.', hint="Write hf:org/model, hf:org/model@revision or hf:/folder.")
     return name, revision or None
-
-
-def _load(spec: str, source: str, revision: str | None) -> tuple[Any, Any]:
-    import transformers
-
-    library: Any = transformers  # its loaders are not typed
-    options = {"revision": revision} if revision else {}
-    try:
-        with _quiet():
-            extractor = library.AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False, **options)
-            model, info = library.AutoModel.from_pretrained(
-                source, trust_remote_code=False, weights_only=True, output_loading_info=True, **options
-            )
-    except (torch.cuda.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # the hub's errors are of many classes; all of them mean that the model did not load
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise EncoderError(
-            f"The Transformers model cannot be loaded: {lines[0] if lines else type(error).__name__}",
-            where=spec,
-            hint="Check the name. Without network, download it first (hf download ORG/MODEL) or name a folder: hf:/folder. "
-            "For a private or gated model log in first (hf auth login).",
-        ) from error
-    whole = model
-    if getattr(model.config, "is_encoder_decoder", False):
-        model = model.get_encoder()
-    model = model.float()
-    prefix = next((f"{name}." for name, part in whole.named_modules() if part is model and name), "")
-    lacking = {key.removeprefix(prefix) for key in info["missing_keys"] if key.startswith(prefix)}
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if key in lacking and any(word in key for word in _UNUSED):
-                parameter.zero_()  # unused, but random otherwise, and then the identity would change with every load
-                lacking.discard(key)
-    if lacking & set(model.state_dict()):
-        raise EncoderError(
-            f"The checkpoint lacks {len(lacking)} weights of {type(model).__name__}, which would be random: "
-            f"{', '.join(sorted(lacking)[:3])}.",
-            where=spec,
-            hint="Choose a checkpoint of this architecture.",
-        )
-    return model, extractor
 
 
 def _family(model: Any, extractor: Any) -> type[HFEncoder]:
@@ -348,22 +323,3 @@ def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
         json.dumps(kept, default=str).replace("NaN", "null").replace("Infinity", "1e999")
     )
     return plain
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep progress bars and load reports off the terminal; the caller judges what was loaded."""
-    from transformers.utils import logging as transformers_logging
-
-    logging: Any = transformers_logging
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""From a spec string to a constructed module: ``enc.py``, ``enc.py:Class``, ``package.module:Class``, ``hf:...``, names.
+"""From a spec string to a module: ``enc.py``, ``enc.py:Class``, ``package.module:Class``, ``hf:...``, ``hear:...``, names.
 
 Encoders are the user's own code and run with the user's rights; everything that goes wrong in them is reported with
 the file and line in *their* code.
@@ -15,8 +15,7 @@ import re
 import sys
 import tomllib
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -25,15 +24,20 @@ from typing import Any
 import torch
 
 from xares_store.encoders.builtin import BUILTIN
+from xares_store.encoders.hear import HearEncoder, is_hear
 from xares_store.encoders.identity import hash_files
+from xares_store.encoders.neighbours import importable
 from xares_store.errors import ConfigError, EncoderError, did_you_mean
 
 _FILE = re.compile(r"^(?P<path>.+\.py)(?::(?P<cls>[A-Za-z_]\w*))?$", re.DOTALL)
 _PACKAGE = re.compile(r"^(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<cls>[A-Za-z_]\w*)$")
-_FORMS = "enc.py, enc.py:ClassName, package.module:ClassName, hf:org/model[@revision], or a built-in: " + ", ".join(
-    BUILTIN
+_HEAR = re.compile(
+    r"^hear:(?:(?P<path>.+?\.py)|(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*))(?:@(?P<weights>.+))?$", re.DOTALL
 )
-_OWN_PACKAGE = "xares_store"
+_FORMS = (
+    "enc.py, enc.py:ClassName, package.module:ClassName, hf:org/model[@revision], hear:package.module[@weights], "
+    "or a built-in: " + ", ".join(BUILTIN)
+)
 _counter = itertools.count()
 
 
@@ -49,6 +53,7 @@ class Built:
         args: constructor arguments as parsed; they are part of the identity.
         extra: anything else that decides the output, JSON data.
         shown_args: the arguments shown in the name.
+        origin: where the weights came from, for the record; no part of the identity, which has the weights themselves.
     """
 
     module: torch.nn.Module
@@ -58,6 +63,7 @@ class Built:
     args: dict[str, Any]
     extra: dict[str, Any] = field(default_factory=dict)
     shown_args: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def split_args(pairs: Iterable[str]) -> dict[str, str]:
@@ -131,13 +137,24 @@ def build(spec: str, args: Mapping[str, Any]) -> Built:
     if spec in BUILTIN:
         module_name, _, class_name = BUILTIN[spec].partition(":")
         loaded = importlib.import_module(module_name)
-        module = _construct(getattr(loaded, class_name), args, where=spec)
+        target = getattr(loaded, class_name)
+        if not inspect.isclass(target):
+            built: Built = target.build(args)  # a family of Transformers models, which knows its own identity
+            return built
+        assert issubclass(target, torch.nn.Module)
+        module = _construct(target, args, where=spec)
         code = hash_files(Path(str(loaded.__file__)), own_modules(loaded))
-        return Built(module, spec, class_name, code, dict(args), {}, dict(args))
+        # Arguments that only say where the weights are: the weights themselves are in the identity.
+        weights_from = {key: args[key] for key in getattr(target, "origin_args", ()) if key in args}
+        kept = {key: value for key, value in args.items() if key not in weights_from}
+        origin = {**weights_from, **getattr(module, "origin", {})}
+        return Built(module, spec, class_name, code, kept, {}, dict(args), origin)
     if spec.startswith("hf:"):
         from xares_store.encoders.hf import build_hf  # transformers takes seconds to import
 
         return build_hf(spec, args)
+    if spec.startswith("hear:"):
+        return _build_hear(spec, args)
     if match := _FILE.match(spec):
         return _build_file(Path(match["path"]).expanduser(), match["cls"], args)
     if match := _PACKAGE.match(spec):
@@ -156,7 +173,35 @@ def own_modules(loaded: ModuleType) -> list[tuple[str, Path]]:
     return [(name.removeprefix(prefix) + ".py", Path(path)) for name, path in found]
 
 
-def _build_file(path: Path, class_name: str | None, args: Mapping[str, Any]) -> Built:
+def _build_hear(spec: str, args: Mapping[str, Any]) -> Built:
+    match = _HEAR.match(spec)
+    if match is None:
+        raise EncoderError(
+            f'"{spec}" names no HEAR module.',
+            hint="Write hear:package.module, hear:file.py, and @/path/of/weights behind it when it needs weights.",
+        )
+    if match["weights"] is not None:
+        if "weights" in args:
+            raise EncoderError("The weights are given twice.", where=spec, hint="Give them after @ or as an argument.")
+        args = {**args, "weights": match["weights"]}
+    if match["path"] is not None:
+        return _build_file(Path(match["path"]).expanduser(), None, args, hear=True)
+    loaded = _imported(match["module"], spec)
+    module = _adapted(loaded, args, where=spec)
+    files = hash_files(None, _package_files(loaded))
+    return Built(module, match["module"], HearEncoder.__name__, files, dict(args), {}, dict(args))
+
+
+def _adapted(loaded: ModuleType, args: Mapping[str, Any], *, where: str) -> HearEncoder:
+    try:
+        return HearEncoder(loaded, args, where=where)
+    except (torch.cuda.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise _failed("The HEAR module cannot be used", error, None, where=where) from error
+
+
+def _build_file(path: Path, class_name: str | None, args: Mapping[str, Any], *, hear: bool = False) -> Built:
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise EncoderError(
@@ -167,7 +212,7 @@ def _build_file(path: Path, class_name: str | None, args: Mapping[str, Any]) -> 
     path = path.resolve()
     folder = path.parent
     name = f"_xares_encoder_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{next(_counter)}"
-    with _importable(folder) as local:
+    with importable(folder) as local:
         file_spec = importlib.util.spec_from_file_location(name, path)
         assert file_spec is not None
         assert file_spec.loader is not None
@@ -180,15 +225,28 @@ def _build_file(path: Path, class_name: str | None, args: Mapping[str, Any]) -> 
             if not isinstance(error, Exception | SystemExit):
                 raise
             raise _failed("The encoder file cannot be loaded", error, path) from error
-        cls = _choose(loaded, class_name, path)
-        module = _construct(cls, args, where=f"{path}:{cls.__name__}")
+        # The model of a HEAR module is often a class beside the two functions; nothing else has both of them.
+        if hear or (class_name is None and is_hear(loaded)):
+            module: torch.nn.Module = _adapted(loaded, args, where=str(path))
+            shown, cls_name = path.stem, HearEncoder.__name__
+        else:
+            cls = _choose(loaded, class_name, path)
+            module = _construct(cls, args, where=f"{path}:{cls.__name__}")
+            shown = cls_name = cls.__name__
         others = sorted(local())
-    return Built(module, cls.__name__, cls.__name__, hash_files(path, others), dict(args), {}, dict(args))
+    return Built(module, shown, cls_name, hash_files(path, others), dict(args), {}, dict(args))
 
 
 def _build_package(module_name: str, class_name: str, args: Mapping[str, Any]) -> Built:
+    loaded = _imported(module_name, f"{module_name}:{class_name}")
+    cls = _choose(loaded, class_name, Path(str(getattr(loaded, "__file__", module_name))))
+    module = _construct(cls, args, where=f"{module_name}:{class_name}")
+    return Built(module, class_name, class_name, hash_files(None, _package_files(loaded)), dict(args), {}, dict(args))
+
+
+def _imported(module_name: str, where: str) -> ModuleType:
     try:
-        loaded = importlib.import_module(module_name)
+        return importlib.import_module(module_name)
     except Exception as error:
         top = module_name.partition(".")[0]
         if (
@@ -198,13 +256,10 @@ def _build_package(module_name: str, class_name: str, args: Mapping[str, Any]) -
         ):
             raise EncoderError(
                 f'There is no module "{error.name}" to load the encoder from.',
-                where=f"{module_name}:{class_name}",
-                hint=f'Install the package that holds "{top}", or name a file: path/to/{top}.py:{class_name}.',
+                where=where,
+                hint=f'Install the package that holds "{top}", or name a file: path/to/{top}.py.',
             ) from error
         raise _failed(f'Importing "{module_name}" failed', error, None) from error
-    cls = _choose(loaded, class_name, Path(str(getattr(loaded, "__file__", module_name))))
-    module = _construct(cls, args, where=f"{module_name}:{class_name}")
-    return Built(module, class_name, class_name, hash_files(None, _package_files(loaded)), dict(args), {}, dict(args))
 
 
 def _package_files(loaded: ModuleType) -> list[tuple[str, Path]]:
@@ -213,60 +268,6 @@ def _package_files(loaded: ModuleType) -> list[tuple[str, Path]]:
     if not roots:
         return [(Path(str(loaded.__file__)).name, Path(str(loaded.__file__)))]
     return [(file.relative_to(root).as_posix(), file) for root in roots for file in sorted(root.rglob("*.py"))]
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[Any]:
-    """Let a file import its neighbours, and only while it is loaded.
-
-    Yields a function that lists the neighbours imported so far. Modules of the same name that another encoder or the
-    working folder loaded before are hidden meanwhile: two encoders may both have a ``utils.py``.
-    """
-    tops = {p.stem for p in folder.glob("*.py")} | {p.name for p in folder.iterdir() if p.is_dir()}
-    tops.discard(_OWN_PACKAGE)
-    hidden = {
-        key: value
-        for key, value in sys.modules.items()
-        if key.partition(".")[0] in tops and not key.startswith("__") and not _installed(value)
-    }
-    for key in hidden:
-        del sys.modules[key]
-    before = set(sys.modules)
-
-    def local() -> Iterator[tuple[str, Path]]:
-        for key, value in list(sys.modules.items()):
-            file = getattr(value, "__file__", None)
-            if key in before or key.startswith("_xares_encoder_") or not file or _installed(value):
-                continue
-            path = Path(file).resolve()
-            if path.is_relative_to(folder) and key.partition(".")[0] != _OWN_PACKAGE:
-                yield path.relative_to(folder).as_posix(), path
-
-    bytecode = sys.dont_write_bytecode
-    sys.dont_write_bytecode = True  # reading an encoder leaves nothing in its folder
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    try:
-        yield local
-        for name, _ in list(local()):
-            key = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-            sys.modules.pop(key, None)
-    finally:
-        sys.dont_write_bytecode = bytecode
-        if str(folder) in sys.path:
-            sys.path.remove(str(folder))
-        sys.modules.update(hidden)
-
-
-def _installed(module: Any) -> bool:
-    """Whether a module is no neighbour: part of Python, built in, or installed into site-packages."""
-    file = getattr(module, "__file__", None)
-    if not file:
-        return getattr(module, "__path__", None) is None or bool(getattr(module, "__spec__", None) is None)
-    parts = Path(file).parts
-    if "site-packages" in parts or "dist-packages" in parts:
-        return True
-    return module.__name__.partition(".")[0] in sys.stdlib_module_names
 
 
 def _choose(loaded: ModuleType, class_name: str | None, path: Path) -> type[torch.nn.Module]:
