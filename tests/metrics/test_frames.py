@@ -72,7 +72,11 @@ def test_segment_f1_as_published():
     for case in cases:
         pool = segment_pool_size(case["segment_length_in_s"], case["hop_size_in_ms"])
         assert pool == case["pool"]
-        clips = [clip for logits, targets in case["batches_logits_then_targets"] for clip in zip(logits, targets, strict=True)]
+        clips = [
+            clip
+            for logits, targets in case["batches_logits_then_targets"]
+            for clip in zip(logits, targets, strict=True)
+        ]
         for average, expected in case["expected"].items():
             if "raises" in expected:
                 with pytest.raises(MetricError):

@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xares_store.errors import MetricError
-from xares_store.metrics.text import cer, error_counts, error_rate, icer, iwer, normalise, string_accuracy, wer
+from xares_store.metrics.text import (
+    cer,
+    error_counts,
+    error_rate,
+    icer,
+    iwer,
+    normalise,
+    string_accuracy,
+    string_map,
+    wer,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "text.json").read_text())
 
@@ -60,3 +70,21 @@ def test_uneven_input_is_refused():
         wer(["a"], [])
     with pytest.raises(MetricError):
         string_accuracy([], [])
+
+
+def test_string_map_as_published():
+    cases = json.loads((Path(__file__).parents[1] / "golden" / "classification.json").read_text())["map_string"]
+    assert len(cases) == 10
+    for case in cases:
+        texts, options = (case["targets"], case["predictions"]), {"n_classes": case["num_classes"], "trim": False}
+        if "raises" in case["expected"]:
+            with pytest.raises(MetricError):
+                string_map(*texts, **options)
+        else:
+            assert string_map(*texts, **options) == pytest.approx(case["expected"]["value"], abs=1e-9), case["name"]
+
+
+def test_string_map_trims():
+    assert string_map(["a;b;", "b"], [" a ; b", "b;"], n_classes=2) == 1.0
+    with pytest.raises(MetricError):
+        string_map([], [], n_classes=1)

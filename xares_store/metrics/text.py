@@ -1,4 +1,4 @@
-"""Metrics of transcripts: word and character error rates over normalised text."""
+"""Metrics of text: word and character error rates of transcripts, and labels that were written as text."""
 
 from __future__ import annotations
 
@@ -135,6 +135,48 @@ def string_accuracy(target: Sequence[str], prediction: Sequence[str]) -> float:
         raise MetricError(f"Wanted one prediction per target and at least one, found {len(prediction)}.")
     pairs = zip(target, prediction, strict=True)
     return sum(normalise(wanted) == normalise(found) for wanted, found in pairs) / len(target)
+
+
+def string_map(target: Sequence[str], prediction: Sequence[str], *, n_classes: int, trim: bool = True) -> float:
+    """Mean average precision of labels that were written as text, separated by ";", 0 to 1.
+
+    Texts are normalised with their punctuation kept. A written label is a score of 1 and any other one of 0, so that
+    the average precision of a class is ``R P + (1 - R) q`` with recall R, precision P and the share q of its clips:
+    writing nothing scores q and not 0. Labels that no target has are ignored.
+
+    Args:
+        target: labels of each clip, such as ``"dog;rain"``.
+        prediction: labels that were predicted for it.
+        n_classes: number of classes that the mean is over; those that do not occur in the targets add 0.
+        trim: take white space from around labels and drop empty ones. The published tables did not: there ``"a; b"``
+            is not ``"a;b"``, and a separator at the end makes an empty label.
+
+    Raises:
+        MetricError: without clips, for different numbers of texts, or more distinct targets than classes.
+
+    Example:
+        >>> string_map(["dog;rain", "rain"], ["dog; rain", "rain"], n_classes=2)
+        1.0
+    """
+    if len(target) != len(prediction) or not target:
+        raise MetricError(f"Wanted one prediction per target and at least one, found {len(prediction)}.")
+    wanted, found = ([_labels(text, trim) for text in texts] for texts in (target, prediction))
+    classes = set().union(*wanted)
+    if len(classes) > n_classes:
+        raise MetricError(f"Wanted at most {n_classes} distinct labels in the targets, found {len(classes)}.")
+    total = 0.0
+    for label in classes:
+        positive = sum(label in labels for labels in wanted)
+        written = sum(label in labels for labels in found)
+        hits = sum(label in labels for labels, right in zip(found, wanted, strict=True) if label in right)
+        recall, precision = hits / positive, hits / written if written else 0.0
+        total += recall * precision + (1.0 - recall) * positive / len(wanted)
+    return total / n_classes
+
+
+def _labels(text: str, trim: bool) -> set[str]:
+    labels = normalise(text, keep_punctuation=True).split(";")
+    return {label.strip() for label in labels if label.strip()} if trim else set(labels)
 
 
 def _normalised_counts(target: Sequence[str], prediction: Sequence[str], unit: Unit) -> list[ErrorCount]:
