@@ -63,7 +63,7 @@ def suites() -> dict[str, list[str]]:
 
     Example:
         >>> len(suites()["xares"])
-        20
+        27
     """
     return {name: list(members) for name, members in _suites().items()}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,8 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from xares_store.errors import LabelError, did_you_mean
+from xares_store.errors import LabelError
 from xares_store.kinds import Captions, Events, MultiLabel, Regression, SingleLabel, Transcript
+from xares_store.label_json import as_index, as_number, as_text, malformed, member, parse, show, unknown, value_of
 from xares_store.task import Task
 
 T = TypeVar("T")
@@ -56,10 +55,10 @@ def class_indices(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) ->
     by_index = target.encoding == "index"
 
     def read(text: str, clip_id: str) -> int:
-        value = _value(text, target.key, clip_id)
-        index = _index(value, len(target.labels)) if by_index else index_of.get(_text(value) or "")
+        value = value_of(text, target.key, clip_id)
+        index = as_index(value, len(target.labels)) if by_index else index_of.get(as_text(value) or "")
         if index is None:
-            raise _unknown(task, value, clip_id)
+            raise unknown(task, value, clip_id)
         return index
 
     return np.asarray(_each(labels, clip_ids, read), dtype=np.int64)
@@ -82,7 +81,7 @@ def multi_hot(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> npt
     result = np.zeros((len(labels), len(target.labels)), dtype=np.uint8)
 
     def read(text: str, clip_id: str) -> list[int]:
-        value = _value(text, target.key, clip_id)
+        value = value_of(text, target.key, clip_id)
         return _classes(task, target, index_of, value, clip_id, target.key)
 
     for row, classes in enumerate(_each(labels, clip_ids, read)):
@@ -105,21 +104,21 @@ def events_of(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> lis
     index_of = _index_of(target.labels, target.aliases)
 
     def read(text: str, clip_id: str) -> EventTable:
-        found = _json(text, clip_id) if target.key is None else _value(text, target.key, clip_id)
+        found = parse(text, clip_id) if target.key is None else value_of(text, target.key, clip_id)
         if not isinstance(found, list):
-            raise _malformed("a list of events", found, task, clip_id, target.key)
+            raise malformed("a list of events", found, task, clip_id, target.key)
         onsets: list[float] = []
         offsets: list[float] = []
         classes: list[int] = []
         for event in found:
             if not isinstance(event, dict):
-                raise _malformed("an event as a JSON object", event, task, clip_id, target.key)
+                raise malformed("an event as a JSON object", event, task, clip_id, target.key)
             onset, offset, label = (
-                _member(event, key, clip_id) for key in (target.onset_key, target.offset_key, target.label_key)
+                member(event, key, clip_id) for key in (target.onset_key, target.offset_key, target.label_key)
             )
-            times = _number(onset), _number(offset)
+            times = as_number(onset), as_number(offset)
             if times[0] is None or times[1] is None or times[1] < times[0]:
-                raise _malformed("an onset and a later offset in seconds", [onset, offset], task, clip_id, target.key)
+                raise malformed("an onset and a later offset in seconds", [onset, offset], task, clip_id, target.key)
             for index in _classes(task, target, index_of, label, clip_id, target.label_key):
                 onsets.append(max(0.0, times[0]))
                 offsets.append(max(0.0, times[1]))
@@ -142,16 +141,16 @@ def captions_of(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> l
 
     def read(text: str, clip_id: str) -> tuple[str, ...]:
         if target.key is None:
-            content = _json(text, clip_id)
+            content = parse(text, clip_id)
             found: Any = list(content.values()) if isinstance(content, dict) else content
         else:
-            found = _value(text, target.key, clip_id)
+            found = value_of(text, target.key, clip_id)
         sentences = [found] if isinstance(found, str) else found
         if not isinstance(sentences, list) or not sentences:
-            raise _malformed("one or more captions", found, task, clip_id, target.key)
+            raise malformed("one or more captions", found, task, clip_id, target.key)
         for sentence in sentences:
             if not isinstance(sentence, str) or not sentence.strip():
-                raise _malformed("captions as text", sentence, task, clip_id, target.key)
+                raise malformed("captions as text", sentence, task, clip_id, target.key)
         return tuple(sentences)
 
     return _each(labels, clip_ids, read)
@@ -172,10 +171,10 @@ def numbers(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> npt.N
     target = _target(task, Regression)
 
     def read(text: str, clip_id: str) -> float:
-        value = _value(text, target.key, clip_id)
-        number = _number(value)
+        value = value_of(text, target.key, clip_id)
+        number = as_number(value)
         if number is None:
-            raise _malformed("a number", value, task, clip_id, target.key)
+            raise malformed("a number", value, task, clip_id, target.key)
         return number
 
     return np.asarray(_each(labels, clip_ids, read), dtype=np.float32)
@@ -193,12 +192,31 @@ def transcripts(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> l
     target = _target(task, Transcript)
 
     def read(text: str, clip_id: str) -> str:
-        value = _value(text, target.key, clip_id)
+        value = value_of(text, target.key, clip_id)
         if not isinstance(value, str):
-            raise _malformed("a text", value, task, clip_id, target.key)
+            raise malformed("a text", value, task, clip_id, target.key)
         return value
 
     return _each(labels, clip_ids, read)
+
+
+def read_target(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> Any:
+    """Turn label JSON into targets of the task's kind, with the function of that kind.
+
+    Raises:
+        LabelError: a label does not fit the task.
+    """
+    return _READERS[task.target.kind](task, labels, clip_ids)
+
+
+_READERS: Mapping[str, Callable[[Task, Sequence[str], Sequence[str]], Any]] = {
+    "single-label": class_indices,
+    "multi-label": multi_hot,
+    "events": events_of,
+    "captions": captions_of,
+    "regression": numbers,
+    "transcript": transcripts,
+}
 
 
 def strata(task: Task, target: Any) -> npt.NDArray[np.int64]:
@@ -248,11 +266,11 @@ def groups(task: Task, labels: Sequence[str], keys: Sequence[str]) -> list[str]:
         return list(keys)
     found: list[str] = []
     for text, clip_id in zip(labels, keys, strict=True):
-        value = _value(text, key, clip_id)
-        group = _text(value)
+        value = value_of(text, key, clip_id)
+        group = as_text(value)
         if group is None:
             raise LabelError(
-                f'Wanted text or a whole number under "{key}" to group clips by, found {_show(value)}.',
+                f'Wanted text or a whole number under "{key}" to group clips by, found {show(value)}.',
                 where=f"clip {clip_id}, task {task.name}",
                 hint="Correct target.group_key in the task file.",
             )
@@ -288,110 +306,18 @@ def _classes(
     """Return the classes that a value with any number of labels names."""
     names: list[str | None]
     if isinstance(value, list):
-        names = [_text(item) for item in value]
+        names = [as_text(item) for item in value]
     elif isinstance(value, str) and target.separator is not None:
         names = [part.strip() for part in value.split(target.separator) if part.strip()]
     else:
-        names = [_text(value)]
+        names = [as_text(value)]
     found: list[int] = []
     for position, name in enumerate(names):
         if name is None:
-            raise _malformed("labels as text", value, task, clip_id, key)
+            raise malformed("labels as text", value, task, clip_id, key)
         if name in (target.ignore or ()):
             continue
         if name not in index_of:
-            raise _unknown(task, value[position] if isinstance(value, list) else name, clip_id, key)
+            raise unknown(task, value[position] if isinstance(value, list) else name, clip_id, key)
         found.append(index_of[name])
     return found
-
-
-def _json(text: str, clip_id: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LabelError(
-            f"The clip's label is not valid JSON: {error}.", where=f"clip {clip_id}", hint="Repair the audio shard."
-        ) from None
-
-
-def _value(text: str, key: str, clip_id: str) -> Any:
-    content = _json(text, clip_id)
-    if not isinstance(content, dict):
-        raise LabelError(f"Wanted a JSON object beside the audio, found {_show(content)}.", where=f"clip {clip_id}")
-    return _member(content, key, clip_id)
-
-
-def _member(content: dict[str, Any], key: str, clip_id: str) -> Any:
-    try:
-        return content[key]
-    except KeyError:
-        known = sorted(content)
-        raise LabelError(
-            f'Wanted the key "{key}" in the clip\'s JSON, found {", ".join(known) or "no keys"}.',
-            where=f"clip {clip_id}",
-            hint=did_you_mean(key, known, listing="Correct target.key (or group_key) in the task file."),
-        ) from None
-
-
-def _number(value: Any) -> float | None:
-    """Return a finite number, also one written as text."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _malformed(wanted: str, found: Any, task: Task, clip_id: str, key: str | None) -> LabelError:
-    return LabelError(
-        f"Wanted {wanted}, found {_show(found)}.",
-        where=f"clip {clip_id}, " + (f'key "{key}", ' if key is not None else "") + f"task {task.name}",
-        hint="Correct the JSON beside the audio, or [target] in the task file.",
-    )
-
-
-def _text(value: Any) -> str | None:
-    """Return a value as a vocabulary writes it, or None when it cannot stand for one class."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value) if isinstance(value, int) else None
-
-
-def _index(value: Any, n_classes: int) -> int | None:
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
-        value = int(value)
-    return int(value) if isinstance(value, int) and 0 <= value < n_classes else None
-
-
-def _unknown(task: Task, value: Any, clip_id: str, key: str | None = None) -> LabelError:
-    target = task.target
-    named = key if key is not None else getattr(target, "key", None)
-    where = f'clip {clip_id}, key "{named}", task {task.name}'
-    if isinstance(value, list | dict | float) or value is None:
-        return LabelError(
-            f"Wanted one label for the clip, found {_show(value)}.",
-            where=where,
-            hint="A single-label task needs text or a whole number there.",
-        )
-    if isinstance(target, SingleLabel) and target.encoding == "index":
-        return LabelError(
-            f"Wanted a class index from 0 to {len(task.labels) - 1}, found {_show(value)}.",
-            where=where,
-            hint='Say target.encoding = "label" in the task file if the JSON holds the label itself.',
-        )
-    listing = f"Known labels: {', '.join(task.labels[:10])}{', ...' if len(task.labels) > 10 else ''}."
-    return LabelError(
-        f"Unknown label {_show(value)}: it is none of the task's {len(task.labels)} labels.",
-        where=where,
-        hint=did_you_mean(str(value), task.labels, listing=listing),
-    )
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.toy import Toy, write_tar
-from xares_store.catalog import suites
+from xares_store.catalog import load_task, suites
 from xares_store.errors import (
     ConfigError,
     CorruptError,
@@ -302,9 +302,31 @@ def test_crops_of_a_recording_vote_under_strict_and_stand_alone_under_published(
 def test_a_suite_stands_for_its_tasks(store: Path, toy: Toy, tmp_path: Path) -> None:
     report = evaluate(store, tasks=["xares", str(toy.task)], probes=["knn"])
     assert [result.task for result in report.results] == ["toy"]
-    assert {task for _, task, _ in report.failed} == set(suites()["xares"])
+    tasks = [load_task(name) for name in suites()["xares"]]
+    near = [task for task in tasks if task.target.kind == "single-label"]
+    assert {task for _, task, _ in report.failed} == {task.name for task in near if not task.private}
+    text = "\n".join(report.notes)
+    assert all(f'Private task "{task.name}" is skipped' in text for task in near if task.private)
+    others = [task.name for task in tasks if task not in near]
+    assert others == ["librispeech", "clotho", "desed", "fsd50k", "maestro"]
+    assert all(f'Task "{name}" is not evaluated' in text for name in others)
     with pytest.raises(ShardError, match="asvspoof"):
         select_tasks(["xares"], tmp_path)
+
+
+def test_private_tasks_of_a_suite_are_skipped_by_name_and_refused_when_asked_for(toy: Toy) -> None:
+    folder = toy.root / "finger_snap"
+    found, left_out = select_tasks([str(toy.task), "xares-private"], toy.root)
+    assert [task.name for task, _ in found] == ["toy"]
+    assert [name for name, _ in left_out] == suites()["xares-private"]
+    assert all(str(toy.root) in reason or name in reason for name, reason in left_out)
+    with pytest.raises(ShardError, match="finger_snap"):
+        select_tasks([str(toy.task), "finger_snap"], toy.root)
+    folder.mkdir()
+    for name in ("finger_snap_train-0.tar", "finger_snap_test-0.tar"):
+        (folder / name).write_bytes(toy.shards[0].read_bytes())
+    found, _ = select_tasks(["xares-private"], toy.root)
+    assert [task.name for task, _ in found] == ["finger_snap"]
 
 
 def test_names_that_do_not_exist_get_a_suggestion(store: Path) -> None:

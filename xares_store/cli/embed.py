@@ -19,6 +19,7 @@ SHOWN_FAILURES = 10
 @click.option("--encoder-arg", "encoder_args", multiple=True, metavar="KEY=VALUE", help="Argument of the constructor.")
 @click.option(
     "--task",
+    "--suite",
     "tasks",
     multiple=True,
     metavar="TASK",
@@ -89,7 +90,7 @@ def _print_report(report: object, store: Path) -> None:
     assert isinstance(report, EmbedReport)
     if report.skipped_tasks:
         console.print(
-            f"No audio for {len(report.skipped_tasks)} shipped tasks, left out: "
+            f"No audio for {len(report.skipped_tasks)} tasks, left out: "
             + ", ".join(name for name, _ in report.skipped_tasks),
             highlight=False,
         )

@@ -19,10 +19,17 @@ COLUMNS = (
 
 
 @click.command()
-@click.option("--probe", "probes", multiple=True, type=click.Choice(list(PROBES)), help="Probe [default: mlp and knn].")
 @click.option(
-    "--task", "tasks", multiple=True, metavar="TASK", help="Task, suite or path of a task file [default: all stored]."
+    "--probe",
+    "probes",
+    multiple=True,
+    type=click.Choice(list(PROBES)),
+    help="Probe; mlp is the trained one of any task [default: all that fit].",
 )
+@click.option(
+    "--task", "--suite", "tasks", multiple=True, metavar="TASK",
+    help="Task, suite or path of a task file [default: all stored].",
+)  # fmt: skip
 @click.option("--encoder", "encoders", multiple=True, metavar="NAME", help="Encoder in the store [default: all].")
 @store_option
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Seeds of trained probes.")
@@ -38,6 +45,22 @@ COLUMNS = (
     "--protocol", type=click.Choice(["strict", "published"]), default="strict", show_default=True,
     help="strict: splits disjoint. published: what published tables used, for comparison with them.",
 )  # fmt: skip
+@click.option(
+    "--text-encoder", default=None, metavar="MODEL",
+    help="Retrieval: frozen text model, hub name or folder [default: a text tower trained from scratch].",
+)  # fmt: skip
+@click.option(
+    "--tokenizer", default=None, metavar="NAME",
+    help="Retrieval from scratch: words, or a tokenizer by hub name or folder [default: words; published: BERT's].",
+)  # fmt: skip
+@click.option(
+    "--memory",
+    "memory_mib",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    help="MiB of frames held at a time (frame probe).",
+)
 @device_option
 @format_options
 def evaluate(
@@ -53,6 +76,9 @@ def evaluate(
     temperature: float | None,
     where: str | None,
     protocol: str,
+    text_encoder: str | None,
+    tokenizer: str | None,
+    memory_mib: int,
     device: str,
     fmt: str,
 ) -> int:
@@ -68,7 +94,7 @@ def evaluate(
             store,
             tasks=tasks,
             encoders=encoders,
-            probes=probes or ("mlp", "knn"),
+            probes=probes,
             seeds=seeds,
             learning_rates=rates or None,
             epochs=epochs,
@@ -78,6 +104,9 @@ def evaluate(
             where=where,
             protocol=protocol,
             device=device,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            memory_bytes=memory_mib << 20,
             quiet=False,
         )
     except KeyboardInterrupt:
@@ -92,6 +121,11 @@ def evaluate(
     for note in report.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
     return 1 if report.failed else 0
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _rows(report: EvaluateReport) -> list[tuple[object, ...]]:
@@ -109,8 +143,8 @@ def _rows(report: EvaluateReport) -> list[tuple[object, ...]]:
             (
                 *names,
                 float(np.mean(values)),
-                float(np.mean([result.low for result in results])),
-                float(np.mean([result.high for result in results])),
+                _mean([result.low for result in results]),
+                _mean([result.high for result in results]),
                 len(results),
                 float(np.std(values, ddof=1)) if len(values) > 1 else None,
                 results[0].n_test,

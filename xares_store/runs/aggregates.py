@@ -20,8 +20,8 @@ from xares_store.probes.probe import PROBES
 from xares_store.protocol import PROTOCOLS
 from xares_store.runs.features import choose_encoders
 from xares_store.runs.published import published_lines
-from xares_store.runs.request import make_request, settings_for
-from xares_store.runs.suite import STORE, Line, SuiteReport, TaskScore, averages_of, normalised
+from xares_store.runs.request import make_request, probes_for, settings_for
+from xares_store.runs.suite import STORE, TABLES, Line, SuiteReport, TaskScore, averages_of, normalised, scored_with
 from xares_store.store.store import Store
 from xares_store.task import Task
 
@@ -86,6 +86,8 @@ def suite_report(
         "probe": list(probes),
         "protocol": list(protocols),
     }
+    if "mlp" in probes:  # the table of trained probes
+        wanted["probe"] += [probe for probe in PROBES if TABLES.get(probe) == "mlp"]
     notes: list[str] = []
     rows = _of_these_definitions(opened.sql(_SCORES, wanted).to_pylist(), tasks, notes)
     lines = _lines(rows, tasks, notes)
@@ -118,11 +120,13 @@ def _of_these_definitions(rows: list[Row], tasks: Sequence[Task], notes: list[st
 def _lines(rows: list[Row], tasks: Sequence[Task], notes: list[str]) -> list[Line]:
     groups: defaultdict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row["encoder"], row["probe"], row["protocol"], str(row["probe_version"])].append(row)
+        probe, version = str(row["probe"]), str(row["probe_version"])
+        current = probe in PROBES and version == PROBES[probe].version
+        groups[row["encoder"], TABLES.get(probe) or probe, row["protocol"], "" if current else version].append(row)
     named = {task.name: task for task in tasks}
     lines: list[Line] = []
     for (encoder, probe, protocol, version), members in groups.items():
-        apart = {} if probe in PROBES and version == PROBES[probe].version else {"probe_version": version}
+        apart = {"probe_version": version} if version else {}
         for change, chosen in _alike(members, named, probe, protocol, notes):
             scores = {name: _task_score(named[name], alike[0]) for name, alike in chosen.items()}
             line = Line(
@@ -132,7 +136,7 @@ def _lines(rows: list[Row], tasks: Sequence[Task], notes: list[str]) -> list[Lin
                 protocol=protocol,
                 settings={**change, **apart},
                 scores=tuple(scores[task.name] for task in tasks if task.name in scores),
-                averages=averages_of(tasks, scores),
+                averages=averages_of(scored_with(tasks, probe), scores),
             )
             notes += _about_line(line, chosen)
             lines.append(line)
@@ -186,9 +190,9 @@ def _alike(
 def _own_settings(task: Task, probe: str, protocol: str) -> dict[str, Any]:
     if probe not in PROBES or protocol not in PROTOCOLS:  # a store of a newer version
         return {}
-    return settings_for(
-        task, probe, make_request([probe], 1, None, None, None, None, None, None, protocol, device="cpu")
-    )
+    request = make_request([probe], 1, None, None, None, None, None, None, protocol, device="cpu")
+    fitting = probes_for(task, request)
+    return settings_for(task, fitting[0], request) if fitting else {}
 
 
 def _task_score(task: Task, row: Row) -> TaskScore:

@@ -29,7 +29,7 @@ from xares_store.runs.shard_run import ShardRun, Work
 from xares_store.runs.state import ShardState, batch_plan_path, expect_shards, read_json, state_now, states_of
 from xares_store.store.files import write_once
 from xares_store.store.store import Store
-from xares_store.targets import class_indices
+from xares_store.targets import read_target
 from xares_store.task import Task
 
 FRESH = ShardState(done=False, sequence=0, first_sample=0, sha256=None, dtype=frozenset(), failures=0)
@@ -57,7 +57,7 @@ class EmbedReport:
             but evaluating the task will refuse them.
         stored_failures: failures recorded by earlier calls in the shards reused now.
         broken: (task, shard, message) of shards that could not be read; nothing of them was committed.
-        skipped_tasks: (task, reason) of shipped tasks without audio, when no task was named.
+        skipped_tasks: (task, reason) of shipped tasks without audio when no task was named, and of a suite's private tasks.
         batch_s: batch budget by task, in seconds of audio.
         oom_splits: how often a batch was halved because the accelerator ran out of memory.
         seconds, audio_s, encoder_s, decode_cpu_s: wall time, audio embedded, time inside the encoder, processor time
@@ -286,7 +286,7 @@ def _check_label(task: Task, content: list[Decoded] | Failure, run: ShardRun, re
         return
     clip = content[0].clip
     try:
-        class_indices(task, [clip.label], [clip.key])
+        read_target(task, [clip.label], [clip.key])
     except LabelError as error:
         report.bad_labels.append((task.name, f"{run.shard.split}/{run.shard.name}/{clip.key}", error.message))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +15,8 @@ from xares_store.protocol import Fold, make_folds
 from xares_store.runs.state import missing_shards, parts_of
 from xares_store.store.opened import Part
 from xares_store.store.store import Store
-from xares_store.targets import captions_of, class_indices, events_of, groups, multi_hot, numbers, strata, transcripts
+from xares_store.targets import groups, read_target, strata
 from xares_store.task import Task
-
-_READ: dict[str, Callable[[Task, Sequence[str], Sequence[str]], Any]] = {
-    "single-label": class_indices,
-    "multi-label": multi_hot,
-    "events": events_of,
-    "captions": captions_of,
-    "regression": numbers,
-    "transcript": transcripts,
-}
 
 
 @dataclass(frozen=True)
@@ -162,7 +153,7 @@ def load_features(store: Store, encoder: str, task: Task, *, protocol: str, wher
     _refuse_duplicates(split, clip_id, shards, encoder, task)
     labels = clips.column("label").to_pylist()
     places = [f"{s}/{h}/{c}" for s, h, c in zip(split, shards, clip_id, strict=True)]  # where, for messages
-    target = _READ[task.target.kind](task, labels, places)
+    target = read_target(task, labels, places)
     names = [f"{s}/{k}" for s, k in zip(split, key, strict=True)]
     _, recording = np.unique(np.asarray(names), return_inverse=True)
     group = groups(task, labels, names)

@@ -21,23 +21,26 @@ def select_tasks(
         data: the data root.
 
     Returns:
-        Pairs of task and shards, and pairs (name, reason) of tasks left out; nothing is left out that was asked for.
+        Pairs of task and shards, and pairs (name, reason) of tasks left out: only private tasks of a suite are, when
+        something was asked for.
 
     Raises:
         TaskError: a task is unknown, does not validate, or shares its name with another one.
         ShardError: a task asked for has no shards, or no shipped task has any.
     """
-    if specs:
-        return [(task, _flat(find_shards(task, data))) for task in load_tasks(specs)], []
-    found, left_out = [], []
-    for task in iter_shipped():
+    named = {spec.name if isinstance(spec, Task) else Path(spec).stem for spec in specs}
+    found: list[tuple[Task, list[Shard]]] = []
+    left_out: list[tuple[str, str]] = []
+    for task in load_tasks(specs) if specs else iter_shipped():
         try:
             found.append((task, _flat(find_shards(task, data))))
         except ShardError as error:
+            if specs and not (task.private and task.name not in named):
+                raise
             left_out.append((task.name, error.message))
     if not found:
         raise ShardError(
-            "No shipped task has audio shards in the data root.",
+            "No task has audio shards in the data root.",
             where=data,
             hint="Point --data or XARES_DATA_HOME at the folder that holds one folder a task, or name a task file: "
             "--task path/to/task.toml.",

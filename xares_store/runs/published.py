@@ -12,11 +12,19 @@ from dataclasses import dataclass
 from functools import cache
 
 from xares_store.catalog import data_dir
-from xares_store.runs.suite import Line, TaskScore, averages_of, normalised
+from xares_store.runs.suite import Line, TaskScore, averages_of, normalised, scored_with
 from xares_store.task import Task
 
 FILE = "published_scores.csv"
 _PROBE_NAMES = {"MLP": "mlp", "kNN": "knn"}  # as the X-ARES tables print them
+_METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "mAP": "map",
+    "segmentf1_macro": "segment_f1_macro",
+    "segmentf1_micro": "segment_f1_micro",
+    "recallatk_r1": "recall_at_1",
+    "WER_inv": "iwer",
+}
 _AVERAGE = "weighted average"
 
 
@@ -95,7 +103,7 @@ def published_lines(tasks: Sequence[Task], *, probes: Sequence[str] = ()) -> lis
         key = (row.source, probe, row.encoder)
         if row.metric == _AVERAGE:
             printed.setdefault(key, []).append((row.task, row.score, row.footnote))
-        elif (task := named.get(row.task)) is not None and row.metric == task.metric.name:
+        elif (task := named.get(row.task)) is not None and _METRIC_NAMES.get(row.metric) == task.metric.name:
             # Where a table prints two values for a task, the corrected one follows the one that it replaces.
             found.setdefault(key, {})[task.name] = _task_score(task, row)
     return [
@@ -106,7 +114,7 @@ def published_lines(tasks: Sequence[Task], *, probes: Sequence[str] = ()) -> lis
             protocol=None,
             settings={},
             scores=tuple(scores[task.name] for task in tasks if task.name in scores),
-            averages=averages_of(tasks, scores, weightings=("published",)),
+            averages=averages_of(scored_with(tasks, probe), scores, weightings=("published",)),
             printed=tuple(printed.get((source, probe, encoder), ())),
         )
         for (source, probe, encoder), scores in found.items()

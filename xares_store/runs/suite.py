@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from xares_store.kinds import PROBES_OF_KIND
 from xares_store.metrics.aggregate import normalised_score, weighted_average
 from xares_store.metrics.registry import metric_for
 from xares_store.task import Task
@@ -13,6 +14,8 @@ from xares_store.task import Task
 DOMAINS = ("speech", "environment", "music", "other")
 WEIGHTINGS = ("test-size", "published")
 STORE = "store"
+# As in published tables, the trained probe of any kind of task stands in the table called mlp.
+TABLES = {"mlp": "mlp", "frame": "mlp", "retrieval": "mlp"}
 COLUMNS = (
     "kind", "name", "domain", "encoder", "probe", "protocol", "settings", "source", "weights", "metric", "score",
     "normalised", "low", "high", "n_seeds", "seed_sd", "n_test", "n_dropped", "published_weight", "n_tasks", "of_tasks",
@@ -162,6 +165,16 @@ def _records(line: Line) -> list[dict[str, object]]:
         for name, value, footnote in line.printed
     ]
     return records
+
+
+def scored_with(tasks: Sequence[Task], probe: str) -> list[Task]:
+    """Return the tasks that a line of this probe can have scores of.
+
+    A line of ``knn`` leaves out tasks without single labels and those that the published tables have no k-NN of.
+    """
+    if probe != "knn":
+        return list(tasks)
+    return [task for task in tasks if "knn" in PROBES_OF_KIND[task.target.kind] and task.published.knn is not False]
 
 
 def normalised(task: Task, score: float) -> float:
