@@ -12,37 +12,21 @@ Windows of 10 s, the length it was trained on.
 
 from __future__ import annotations
 
-from xares_store.encoders.hub import checkpoint_file
-from xares_store.encoders.patch_transformer import PatchEncoder
-from xares_store.encoders.published import load_published, shape_of
+from typing import ClassVar
 
-CHECKPOINT = "mispeech/ced-base"
-REVISION = ""
-FILE = "model.safetensors"
-# name -> (dim, depth, heads)
-SIZES = {"tiny": (192, 12, 3), "mini": (256, 12, 4), "small": (384, 12, 6), "base": (768, 12, 12)}
-PATCH = (16, 16)
-COLUMNS = 63  # 1012 spectrogram frames, of which whole patches cover 10.08 s
+from xares_store.encoders.published import PublishedEncoder
 
 
-class CedEncoder(PatchEncoder):
-    """CED with published weights.
+class CedEncoder(PublishedEncoder):
+    """CED with published weights; see ``PublishedEncoder`` for its arguments."""
 
-    Args:
-        checkpoint: a .safetensors or .pt file, a folder that holds model.safetensors, or a hub model; that of the size by
-            default.
-        revision: commit, branch or tag of the hub model.
-        size: ``tiny``, ``mini``, ``small``, ``base``, or ``DIMxDEPTHxHEADS`` for weights of one's own.
-        max_length_s: longest window in seconds, at most 10.08.
-    """
-
-    origin_args = ("checkpoint", "revision")
-
-    def __init__(
-        self, checkpoint: str = "", revision: str = REVISION, size: str = "base", max_length_s: float = 10.0
-    ) -> None:
-        super().__init__(shape_of(size, SIZES, PATCH, COLUMNS), max_length_s)
-        checkpoint = checkpoint or CHECKPOINT.replace("base", size)
-        path = checkpoint_file(checkpoint, revision, FILE, encoder="ced")
-        load_published(self, path)
-        self.origin = {"checkpoint": checkpoint, "file": path.name}
+    encoder = "ced"
+    hub = "mispeech/ced-{size}"
+    sizes: ClassVar[dict[str, tuple[int, int, int]]] = {
+        "tiny": (192, 12, 3),
+        "mini": (256, 12, 4),
+        "small": (384, 12, 6),
+        "base": (768, 12, 12),
+    }
+    patch = (16, 16)
+    columns = 63  # 1012 spectrogram frames, of which whole patches cover 10.08 s

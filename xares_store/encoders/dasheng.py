@@ -13,37 +13,20 @@ windows of at most 10 s.
 
 from __future__ import annotations
 
-from xares_store.encoders.hub import checkpoint_file
-from xares_store.encoders.patch_transformer import PatchEncoder
-from xares_store.encoders.published import load_published, shape_of
+from typing import ClassVar
 
-CHECKPOINT = "mispeech/dasheng-base"
-REVISION = ""
-FILE = "model.safetensors"
-# name -> (dim, depth, heads)
-SIZES = {"base": (768, 12, 12), "0.6B": (1280, 32, 16), "1.2B": (1536, 40, 24)}
-PATCH = (64, 4)
-COLUMNS = 252  # 1008 spectrogram frames, 10.08 s
+from xares_store.encoders.published import PublishedEncoder
 
 
-class DashengEncoder(PatchEncoder):
-    """Dasheng with published weights.
+class DashengEncoder(PublishedEncoder):
+    """Dasheng with published weights; see ``PublishedEncoder`` for its arguments."""
 
-    Args:
-        checkpoint: a .safetensors or .pt file, a folder that holds model.safetensors, or a hub model; that of the size by
-            default.
-        revision: commit, branch or tag of the hub model.
-        size: ``base``, ``0.6B``, ``1.2B``, or ``DIMxDEPTHxHEADS`` for weights of one's own.
-        max_length_s: longest window in seconds, at most 10.08.
-    """
-
-    origin_args = ("checkpoint", "revision")
-
-    def __init__(
-        self, checkpoint: str = "", revision: str = REVISION, size: str = "base", max_length_s: float = 10.0
-    ) -> None:
-        super().__init__(shape_of(size, SIZES, PATCH, COLUMNS), max_length_s)
-        checkpoint = checkpoint or CHECKPOINT.replace("base", size)
-        path = checkpoint_file(checkpoint, revision, FILE, encoder="dasheng")
-        load_published(self, path)
-        self.origin = {"checkpoint": checkpoint, "file": path.name}
+    encoder = "dasheng"
+    hub = "mispeech/dasheng-{size}"
+    sizes: ClassVar[dict[str, tuple[int, int, int]]] = {
+        "base": (768, 12, 12),
+        "0.6B": (1280, 32, 16),
+        "1.2B": (1536, 40, 24),
+    }
+    patch = (64, 4)
+    columns = 252  # 1008 spectrogram frames, 10.08 s

@@ -20,8 +20,8 @@ LOAD, EMBED = "load_model", "get_timestamp_embeddings"
 _ARGUMENTS = ("weights", "max_length_s")
 _PROBE_S = (2.0, 10.0, 60.0)
 _FEW = 3  # frames that a distance can be measured on
-# How far a frame may lie off an even grid: times are often rounded to whole milliseconds.
-_ROUNDING_MS = 0.6
+# How far a frame may lie off the grid between first and last: times, theirs too, are often rounded to whole milliseconds.
+_ROUNDING_MS = 1.0
 _UNEVEN = 0.02
 _HOP_TOLERANCE = 0.01
 
@@ -66,6 +66,8 @@ class HearEncoder(torch.nn.Module):
         self.sampling_rate = self._attribute("sample_rate")
         self.output_dim = self._attribute("timestamp_embedding_size")
         self.max_length_s = args.get("max_length_s")
+        if self.max_length_s is not None and not (isinstance(self.max_length_s, int | float) and self.max_length_s > 0):
+            raise EncoderError(f"max_length_s must be above 0; found {self.max_length_s!r}.", where=where)
         self.hop_size_in_ms = self._measured_hop()
 
     def _loaded(self, load: Any, weights: Any) -> torch.nn.Module:

@@ -1,14 +1,15 @@
-"""Loading a published Dasheng or CED checkpoint into a ``PatchEncoder``, whichever of its two formats it has."""
+"""Patch transformers with published weights, whichever of their two formats they have: what Dasheng and CED share."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
+from xares_store.encoders.hub import checkpoint_file
 from xares_store.encoders.patch_transformer import (
     HIGH_HZ,
     HOP,
@@ -36,28 +37,59 @@ _CLOSE = 1e-4
 _CUSTOM = re.compile(r"^(\d+)x(\d+)x(\d+)$")
 
 
-def shape_of(size: str, sizes: Mapping[str, tuple[int, int, int]], patch: tuple[int, int], columns: int) -> Shape:
-    """Return the sizes behind a name.
+class PublishedEncoder(PatchEncoder):
+    """A patch transformer with published weights.
 
-    Args:
-        size: a published name, or ``DIMxDEPTHxHEADS``.
+    Attributes:
+        encoder: its name on the command line.
+        hub: the hub model of each size, with ``{size}`` for its name.
         sizes: name -> (dim, depth, heads).
-        patch: height and width of a patch.
+        patch: mel bands and spectrogram frames of a patch.
         columns: patches in time that have a position.
 
-    Raises:
-        ValueError: neither a name nor sizes that fit.
+    Args:
+        checkpoint: a .safetensors or .pt file, a folder that holds model.safetensors, or a hub model; the published one of
+            this size by default.
+        revision: commit, branch or tag of the hub model; the newest by default.
+        size: a published size, or ``DIMxDEPTHxHEADS`` for weights of one's own.
+        max_length_s: longest window in seconds, at most what there are positions for.
 
-    Example:
-        >>> shape_of("192x12x3", {}, (16, 16), 63).depth
-        12
+    Raises:
+        EncoderError: the weights are not found, damaged, or do not fit exactly.
+        ValueError: ``size`` or ``max_length_s`` is out of range.
     """
-    custom = _CUSTOM.match(size)
-    dim, depth, heads = sizes.get(size) or (tuple(map(int, custom.groups())) if custom else (0, 0, 0))
-    if min(dim, depth, heads) < 1 or dim % heads:
-        names = ", ".join(sizes)
-        raise ValueError(f'size must be {names}, or DIMxDEPTHxHEADS with HEADS dividing DIM; found "{size}"')
-    return Shape(dim, depth, heads, patch, columns)
+
+    encoder: ClassVar[str]
+    hub: ClassVar[str]
+    sizes: ClassVar[Mapping[str, tuple[int, int, int]]]
+    patch: ClassVar[tuple[int, int]]
+    columns: ClassVar[int]
+    origin_args: ClassVar[tuple[str, ...]] = ("checkpoint", "revision")
+
+    def __init__(
+        self, checkpoint: str = "", revision: str = "", size: str = "base", max_length_s: float = 10.0
+    ) -> None:
+        super().__init__(self.shape_of(size), max_length_s)
+        if not checkpoint and size not in self.sizes:
+            raise ValueError(f"no weights of size {size} are published: give checkpoint=PATH")
+        checkpoint = checkpoint or self.hub.format(size=size)
+        path = checkpoint_file(checkpoint, revision, "model.safetensors", encoder=self.encoder)
+        load_published(self, path)
+        self.origin = {"checkpoint": checkpoint, "file": path.name}
+
+    @classmethod
+    def shape_of(cls, size: str) -> Shape:
+        """Return the sizes behind a published name or ``DIMxDEPTHxHEADS``.
+
+        Raises:
+            ValueError: neither a name nor sizes that fit.
+        """
+        custom = _CUSTOM.match(size)
+        dim, depth, heads = cls.sizes.get(size) or (tuple(map(int, custom.groups())) if custom else (0, 0, 0))
+        if min(dim, depth, heads) < 1 or dim % heads:
+            names = ", ".join(cls.sizes)
+            raise ValueError(f'size must be {names}, or DIMxDEPTHxHEADS with HEADS dividing DIM; found "{size}"')
+        return Shape(dim, depth, heads, cls.patch, cls.columns)
 
 
 def load_published(encoder: PatchEncoder, path: Path) -> None:

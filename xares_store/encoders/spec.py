@@ -38,6 +38,7 @@ _FORMS = (
     "enc.py, enc.py:ClassName, package.module:ClassName, hf:org/model[@revision], hear:package.module[@weights], "
     "or a built-in: " + ", ".join(BUILTIN)
 )
+_READERS = ("weights", "hub")  # modules of this package that read weights and compute nothing
 _counter = itertools.count()
 
 
@@ -166,11 +167,22 @@ def build(spec: str, args: Mapping[str, Any]) -> Built:
 
 
 def own_modules(loaded: ModuleType) -> list[tuple[str, Path]]:
-    """List the modules of this package whose functions or classes a built-in encoder uses, as ``(name, path)``."""
+    """List the modules of this package that a built-in encoder computes with, as ``(name, path)``.
+
+    Those whose functions or classes it uses, and theirs in turn; not those that only find and read weights, because the
+    weights themselves are in the identity.
+    """
     prefix = f"{__package__}."
-    names = {str(getattr(value, "__module__", "")) for value in vars(loaded).values()} - {loaded.__name__}
-    found = [(name, str(sys.modules[name].__file__)) for name in sorted(names) if name.startswith(prefix)]
-    return [(name.removeprefix(prefix) + ".py", Path(path)) for name, path in found]
+    found: dict[str, Path] = {}
+    waiting = [loaded]
+    while waiting:
+        for value in vars(waiting.pop()).values():
+            name = str(getattr(value, "__module__", ""))
+            short = name.removeprefix(prefix)
+            if name.startswith(prefix) and name != loaded.__name__ and short not in _READERS and short not in found:
+                found[short] = Path(str(sys.modules[name].__file__))
+                waiting.append(sys.modules[name])
+    return [(f"{short}.py", path) for short, path in sorted(found.items())]
 
 
 def _build_hear(spec: str, args: Mapping[str, Any]) -> Built:
