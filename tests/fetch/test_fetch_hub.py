@@ -163,6 +163,24 @@ def test_files_are_of_the_commit_with_which_the_folder_was_begun(hub: Hub, hub_t
     assert complete(hub, data / "birds", LATER)
 
 
+def test_a_replacement_that_was_interrupted_leaves_no_mixture(hub: Hub, hub_task: Path, data: Path) -> None:
+    """Sizes are the same in both commits, and the remembered commit is the new one before all files are."""
+    assert go(hub, hub_task, data).ok
+    hub.commits[LATER] = {name: content[::-1] for name, content in hub.files.items()}
+    hub.branches["main"], hub.cdn.files = LATER, hub.commits[LATER]
+    hub.cdn.busy["train-1.tar"] = [(503, None)] * 100
+    assert not go(hub, hub_task, data, replace=True).ok
+    hub.cdn.busy.clear()
+    assert "--replace" in the_problem(go(hub, hub_task, data))
+    assert go(hub, hub_task, data, replace=True).ok
+    assert complete(hub, data / "birds", LATER)
+    hub.log.clear()
+    report = go(hub, hub_task, data)
+    assert report.ok
+    assert not any(pin.mixed for pins in report.pins.values() for pin in pins.values())
+    assert {file.state for file in report.files} == {"there"}
+
+
 def test_a_commit_that_is_gone_is_named(hub: Hub, hub_task: Path, data: Path) -> None:
     assert go(hub, hub_task, data).ok
     hub.branches["main"] = LATER
@@ -173,7 +191,9 @@ def test_a_commit_that_is_gone_is_named(hub: Hub, hub_task: Path, data: Path) ->
     assert go(hub, hub_task, data, replace=True).ok
 
 
-@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"org/birds": "../x"}', '{"org/birds": 1}', "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "[" * 100_000, '{"org/birds": "../x"}', '{"org/birds": {"commit": "../x"}}', "\udcff"]
+)
 def test_a_damaged_note_of_the_commit_counts_as_absent(hub: Hub, hub_task: Path, data: Path, text: str) -> None:
     (data / "birds").mkdir(parents=True)
     (data / "birds" / ".hub-commits.json").write_bytes(text.encode(errors="surrogateescape"))

@@ -34,7 +34,7 @@ HF_MIRROR_ENV = "HF_ENDPOINT"
 @click.option(
     "--verify", is_flag=True, help="Check the checksums of files that are there already, not only their size."
 )
-@click.option("--replace", is_flag=True, help="Download files again that are there and not as published.")
+@click.option("--replace", is_flag=True, help="Download files again that are not as published now.")
 @click.option("--offline", is_flag=True, help="Make no connection; say which files belong where.")
 @click.option("--dry-run", is_flag=True, help="Print files and sizes; download and write nothing.")
 @format_options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from xares_store.fetch.api import UnreachableError
 from xares_store.fetch.download import kept_bytes
 from xares_store.fetch.http import Web
 from xares_store.fetch.hub import Listing, hub_url, list_dataset
-from xares_store.fetch.pins import read_pins
+from xares_store.fetch.pins import Pin, read_pins
 from xares_store.fetch.place import by_hand, choose, local_names, missing_names, safe_path, without_folders
 from xares_store.fetch.remote import RemoteFile, checksum_of, spoken
 from xares_store.fetch.report import FetchReport, FileState
@@ -51,7 +51,7 @@ def plan(
         folder = Path(data) / task.folder
         try:
             found = sources.files(task, folder)
-            _with_list(report, task, folder, found, verify=verify or found.moved, replace=replace)
+            _with_list(report, task, folder, found, verify=verify or found.mixed, replace=replace)
         except _NoListError as error:
             _without_list(report, task, folder, str(error), skip=task.private and task.name not in named)
         except ConfigError:
@@ -78,14 +78,17 @@ class _Found:
     Attributes:
         files: all of them.
         holder: who publishes them, as the beginning of a sentence.
-        pin: source and commit, to be remembered; None for a record, which never changes.
-        moved: whether the folder was begun with another commit, so that equal sizes prove nothing.
+        pins: commit by source, to be remembered; empty for a record, which never changes.
     """
 
     files: list[RemoteFile]
     holder: str
-    pin: tuple[str, str] | None = None
-    moved: bool = False
+    pins: dict[str, Pin] = field(default_factory=dict)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether files of another commit may be there, so that equal sizes prove nothing."""
+        return any(pin.mixed for pin in self.pins.values())
 
 
 class _Sources:
@@ -146,18 +149,15 @@ class _Sources:
             authorize(self._web, self.hub)
             self._authorized = True
         begun = read_pins(folder).get(source)
-        key = (source, task.data.hf_folder, None if self._replace else begun)
+        key = (source, task.data.hf_folder, None if self._replace or begun is None else begun.commit)
         if key not in self._datasets:
             self._datasets[key] = list_dataset(
                 self._web, source, folder=task.data.hf_folder, base=self.hub, commit=key[2]
             )
         listing = self._datasets[key]
-        return _Found(
-            without_folders(task, listing.files),
-            f"The data set {source}",
-            pin=(source, listing.commit),
-            moved=begun not in (None, listing.commit),
-        )
+        mixed = begun is not None and (begun.mixed or begun.commit != listing.commit)
+        pins = {source: Pin(listing.commit, mixed)}
+        return _Found(without_folders(task, listing.files), f"The data set {source}", pins)
 
 
 def _with_list(report: FetchReport, task: Task, folder: Path, found: _Found, *, verify: bool, replace: bool) -> None:
@@ -173,9 +173,8 @@ def _with_list(report: FetchReport, task: Task, folder: Path, found: _Found, *, 
         )
     known = {file.path: file for file in report.files}
     paths = [safe_path(folder, remote.name) for remote in chosen]  # all of them, before one is taken
-    if found.pin is not None:
-        source, commit = found.pin
-        report.pins.setdefault(folder, {})[source] = commit
+    if found.pins:
+        report.pins.setdefault(folder, {}).update(found.pins)
     for remote, path in zip(chosen, paths, strict=True):
         if path in known:  # tasks may share a folder
             known[path].also.append(task.name)

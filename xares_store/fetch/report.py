@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from xares_store.fetch.pins import Pin
 from xares_store.fetch.remote import RemoteFile
 
 
@@ -49,7 +50,7 @@ class FetchReport:
         complete: tasks without a list of files (no source, or offline) whose shards are all there.
         skipped: task and message, for private tasks of a suite whose shards are not there.
         problems: task and message, for everything that is not in order.
-        pins: commits of data sets on the hub by folder, to be remembered there when a download begins.
+        pins: commits of data sets on the hub by folder and source, to be remembered there when a download begins.
         endpoint: address that stands for the Hugging Face hub.
     """
 
@@ -57,7 +58,7 @@ class FetchReport:
     complete: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
-    pins: dict[Path, dict[str, str]] = field(default_factory=dict)
+    pins: dict[Path, dict[str, Pin]] = field(default_factory=dict)
     endpoint: str | None = None
 
     @property

@@ -16,7 +16,7 @@ from xares_store.errors import ConfigError, ShardError, XaresError
 from xares_store.fetch.access import authorize
 from xares_store.fetch.download import DiskError, ForbiddenError, discard_partial, download, kept_bytes
 from xares_store.fetch.http import CancelledError, Web
-from xares_store.fetch.pins import write_pins
+from xares_store.fetch.pins import Pin, read_pins, write_pins
 from xares_store.fetch.report import FetchReport, FileState
 
 PARALLEL = 2  # connections at once: polite to a public archive
@@ -47,8 +47,16 @@ def run(report: FetchReport, *, parallel: int = PARALLEL, advance: Advance = lam
         if file.state == "there":
             discard_partial(file.path)
     todo = [file for file in report.files if file.state in ("missing", "partial")]
-    if not todo:
-        return
+    if todo:
+        _fetch(report, todo, parallel, advance)
+    for folder, pins in report.pins.items():  # everything there is now known to be of one commit
+        mixed = {source: pin for source, pin in pins.items() if pin.mixed and source in read_pins(folder)}
+        if mixed and all(file.state in ("there", "downloaded") for file in report.files if _below(file, folder)):
+            with _writing(folder):
+                write_pins(folder, {source: Pin(pin.commit) for source, pin in mixed.items()})
+
+
+def _fetch(report: FetchReport, todo: Sequence[FileState], parallel: int, advance: Advance) -> None:
     begun = {folder: pins for folder, pins in report.pins.items() if any(_below(file, folder) for file in todo)}
     with ExitStack() as stack:
         for folder in sorted({file.path.parent for file in todo} | set(begun)):
