@@ -15,7 +15,7 @@ class Clip:
         crop: 0-based index of the crop; 0 when the task does not crop.
         start_s: where the clip starts inside the recording, in seconds.
         duration_s: length of the clip in seconds, after decoding.
-        label: the JSON object beside the audio, verbatim text as it came.
+        label: the JSON object or list beside the audio, verbatim text as it came.
     """
 
     clip_id: str

@@ -101,7 +101,7 @@ def test_audio_and_json_need_not_be_neighbours(tmp_path: Path) -> None:
         ([("k.m4a", b"x")], "no-audio", '"k.m4a"'),
         ([("k.wav", b"x"), ("k.json", b"{")], "bad-json", "not valid JSON"),
         ([("k.wav", b"x"), ("k.json", b"")], "bad-json", "not valid JSON"),
-        ([("k.wav", b"x"), ("k.json", b"[1]")], "bad-json", "a JSON list, not an object"),
+        ([("k.wav", b"x"), ("k.json", b"3")], "bad-json", "a JSON int, not an object or a list"),
         ([("k.wav", b"x"), ("k.json", b"null")], "bad-json", "NoneType"),
         ([("k.wav", b"x"), ("k.json", b'{"a": "\xff"}')], "bad-json", "UTF-8"),
         ([("k.wav", b"x"), ("k.json", b"[" * 200_000)], "bad-json", "JSON"),

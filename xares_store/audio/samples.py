@@ -71,7 +71,7 @@ class Sample:
         key: path inside the tar without the last suffix.
         ext: suffix of the audio file, lower case, without the dot.
         audio: the encoded audio, or where a worker finds it.
-        label: the JSON object beside it, verbatim.
+        label: the JSON object or list beside it, verbatim.
     """
 
     key: str
@@ -282,8 +282,8 @@ class _Pairing:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
             return None, f"is not valid JSON ({error})"
-        if not isinstance(value, dict):
-            return None, f"holds a JSON {type(value).__name__}, not an object"
+        if not isinstance(value, dict | list):
+            return None, f"holds a JSON {type(value).__name__}, not an object or a list"
         return text, None
 
     def _read(self, member: tarfile.TarInfo) -> bytes:
