@@ -32,7 +32,17 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 _INDEX = ".index.json"
 # What a saved configuration says about its origin and not about the computation.
 _VOLATILE = frozenset(
-    ("_name_or_path", "name_or_path", "transformers_version", "architectures", "use_cache", "dtype", "torch_dtype")
+    (
+        "_name_or_path",
+        "name_or_path",
+        "is_local",
+        "local_files_only",
+        "transformers_version",
+        "architectures",
+        "use_cache",
+        "dtype",
+        "torch_dtype",
+    )
 )
 _TIMEOUT_S = 10.0
 
