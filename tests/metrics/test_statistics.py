@@ -13,9 +13,51 @@ from hypothesis import strategies as st
 from xares_store.errors import MetricError
 from xares_store.metrics.aggregate import normalised_score, vote, weighted_average
 from xares_store.metrics.classification import mean_average_precision
-from xares_store.metrics.statistics import bootstrap_interval, bootstrap_statistic, holm, paired_permutation_test
+from xares_store.metrics.statistics import (
+    bootstrap_interval,
+    bootstrap_standard_error,
+    bootstrap_statistic,
+    holm,
+    paired_permutation_test,
+    pooled_standard_error,
+    standard_error,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "aggregate.json").read_text())
+
+
+def test_every_case_of_the_file_is_known():
+    """The recomputed averages of the published table are run with that table, the others here and in test_resampling."""
+    assert {name: len(value) for name, value in GOLDEN.items() if isinstance(value, list)} == {
+        "weighted_average": 5,
+        "paired_permutation_exact": 4,
+    }
+    assert {name for name, value in GOLDEN.items() if not isinstance(value, list)} == {
+        "xares_readme_recomputed_from_task_weights",
+        "bootstrap_percentile_mean",
+        "bootstrap_percentile_map_resample_clips",
+        "bootstrap_percentile_iwer_from_clip_counts",
+        "paired_permutation_monte_carlo",
+        "mcnemar_exact_same_data",
+        "lm_eval_harness",
+    }
+
+
+def test_standard_errors():
+    case = GOLDEN["lm_eval_harness"]
+    values, pooled = case["values"], case["pooled_stderr"]
+    assert standard_error(values) == pytest.approx(case["mean_stderr"], abs=1e-12)
+    found = bootstrap_standard_error(np.mean, values, replicates=2000)
+    assert found == pytest.approx(case["bootstrap_stderr_of_mean_2000"], abs=1e-12)
+    assert pooled_standard_error(pooled["stderrs"], pooled["sizes"]) == pytest.approx(pooled["expected"], abs=1e-12)
+    for call in (
+        lambda: standard_error([1.0]),
+        lambda: bootstrap_standard_error(np.mean, []),
+        lambda: pooled_standard_error([0.1], [1]),
+        lambda: pooled_standard_error([0.1], [1, 2]),
+    ):
+        with pytest.raises(MetricError):
+            call()
 
 
 @pytest.mark.parametrize("case", GOLDEN["weighted_average"], ids=lambda case: case["name"])
@@ -43,6 +85,15 @@ def test_bootstrap_of_a_mean():
     found = bootstrap_interval(case["values"], replicates=case["B"], seed=case["seed"], method="clips")
     assert found.point == pytest.approx(case["point"], abs=1e-12)
     assert (found.low, found.high) == pytest.approx((case["ci_low"], case["ci_high"]), abs=1e-12)
+    seen: list[float] = []
+    bootstrap_statistic(
+        lambda rows: seen.append(np.mean(np.array(case["values"])[rows])) or 0.0,
+        len(case["values"]),
+        replicates=case["B"],
+        seed=case["seed"],
+    )
+    assert seen[:5] == pytest.approx(case["first_5_replicates"], abs=1e-12)
+    assert np.std(seen[: case["B"]], ddof=1) == pytest.approx(case["stderr_ddof1"], abs=1e-12)
 
 
 def test_bootstrap_of_map():

@@ -325,7 +325,7 @@ def pearson(target: npt.ArrayLike, prediction: npt.ArrayLike) -> float:
 
     Example:
         >>> round(pearson([1.0, 2.0, 3.0], [2.0, 4.0, 6.5]), 4)
-        0.9973
+        0.9979
     """
     wanted, error = np.asarray(target, dtype=np.float64), _errors(target, prediction)
     if error.shape[1] != 1 or not (np.isfinite(error).all() and np.isfinite(wanted).all()):

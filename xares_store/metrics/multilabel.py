@@ -84,7 +84,7 @@ def d_prime(target: npt.ArrayLike, prediction: npt.ArrayLike, *, clip: bool = Tr
         ``(classes,)``; NaN where :func:`auroc` is.
 
     Example:
-        >>> d_prime([[1], [0]], [[0.9], [0.1]]).round(4).tolist()
+        >>> d_prime([[1], [1], [0]], [[0.9], [0.8], [0.1]]).round(4).tolist()
         [0.9539]
     """
     area = auroc(target, prediction)

@@ -231,7 +231,7 @@ def _ranked(
 
 
 def _unit(vectors: npt.ArrayLike) -> npt.NDArray[Any]:
-    array = np.asarray(vectors)
+    array: npt.NDArray[Any] = np.asarray(vectors)
     if array.dtype != np.float64:
         array = array.astype(np.float32)
     if array.ndim != 2 or not len(array) or not np.isfinite(array).all():

@@ -1,7 +1,9 @@
-"""Uncertainty of a score over test clips, and tests between two encoders."""
+"""Uncertainty of a mean over test clips, and tests between two encoders."""
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -73,14 +75,14 @@ def bootstrap_interval(
         Interval(point=1.0, low=1.0, high=1.0)
     """
     groups = _groups(values, strata)
-    _options(replicates, confidence)
+    check_options(replicates, confidence)
     rng = np.random.default_rng(seed)
     total = np.zeros(replicates)
     for group in groups:
         total += _resampled_means(group, replicates, rng, method)
     means = total / len(groups)
     point = float(np.mean([group.mean() for group in groups]))
-    return _interval(point, means, confidence)
+    return percentile_interval(point, means, confidence)
 
 
 def bootstrap_statistic(
@@ -107,10 +109,10 @@ def bootstrap_statistic(
     """
     if n_clips < 1:
         raise MetricError("Wanted at least one clip, found none.")
-    _options(replicates, confidence)
+    check_options(replicates, confidence)
     rng = np.random.default_rng(seed)
-    found = [statistic(row) for block in _index_blocks(n_clips, replicates, rng) for row in block]
-    return _interval(float(statistic(np.arange(n_clips))), np.array(found), confidence)
+    found = [statistic(row) for block in index_blocks(n_clips, replicates, rng) for row in block]
+    return percentile_interval(float(statistic(np.arange(n_clips))), np.array(found), confidence)
 
 
 def paired_permutation_test(
@@ -203,6 +205,66 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def standard_error(values: npt.ArrayLike) -> float:
+    """Return the standard error of a mean: sample standard deviation over the root of the number of clips.
+
+    Raises:
+        MetricError: for fewer than two values.
+
+    Example:
+        >>> standard_error([0.0, 1.0, 1.0, 0.0])
+        0.28867513459481287
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) < 2:
+        raise MetricError(f"Wanted at least two values, found shape {array.shape}.")
+    return float(array.std(ddof=1) / math.sqrt(len(array)))
+
+
+def bootstrap_standard_error(
+    statistic: Callable[[Sequence[Any]], float], items: Sequence[Any], *, replicates: int = 1000
+) -> float:
+    """Return the standard error of any statistic, drawn as lm-evaluation-harness draws it, to stand beside its tables.
+
+    Args:
+        statistic: computes the score of a list of items.
+        items: one per test clip.
+        replicates: number of resamples; chunk i of 1,000 is drawn by Python's generator with seed i.
+
+    Example:
+        >>> bootstrap_standard_error(lambda kept: sum(kept) / len(kept), [1, 1], replicates=10)
+        0.0
+    """
+    if not len(items) or replicates < 2:
+        raise MetricError(f"Wanted items and at least 2 replicates, found {len(items)} and {replicates}.")
+    found: list[float] = []
+    while len(found) < replicates:
+        drawn = random.Random(len(found) // 1000)  # noqa: S311  (no secret is made of it)
+        found += [statistic(drawn.choices(items, k=len(items))) for _ in range(min(1000, replicates - len(found)))]
+    return float(np.std(found, ddof=1))
+
+
+def pooled_standard_error(errors: Sequence[float], sizes: Sequence[int]) -> float:
+    """Return the standard error of the mean over all clips of several tasks, from those of the tasks.
+
+    Args:
+        errors: standard error of each task's mean.
+        sizes: clips of each task.
+
+    Raises:
+        MetricError: for different lengths, or when no task has two clips.
+
+    Example:
+        >>> round(pooled_standard_error([0.02, 0.05, 0.01], [100, 25, 400]), 6)
+        0.008841
+    """
+    error, size = np.asarray(errors, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    if error.ndim != 1 or error.shape != size.shape or size.sum() <= len(size):
+        raise MetricError(f"Wanted one size per error and more clips than tasks, found {error.shape} and {size.shape}.")
+    variance = ((size - 1) * size * error**2).sum() / (size.sum() - len(size))
+    return float(math.sqrt(variance / size.sum()))
+
+
 def _groups(values: npt.ArrayLike, strata: npt.ArrayLike | None) -> list[Values]:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):
@@ -218,14 +280,19 @@ def _groups(values: npt.ArrayLike, strata: npt.ArrayLike | None) -> list[Values]
     return [array[member == number] for number in range(len(names))]
 
 
-def _options(replicates: int, confidence: float) -> None:
+def check_options(replicates: int, confidence: float) -> None:
+    """Refuse what no interval can be made of.
+
+    Raises:
+        MetricError: fewer than one replicate, or a confidence that is not between 0 and 1.
+    """
     if replicates < 1 or not 0.0 < confidence < 1.0:
         raise MetricError(
             f"Wanted at least 1 replicate and a confidence between 0 and 1, found {replicates} and {confidence}."
         )
 
 
-def _index_blocks(n_clips: int, replicates: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
+def index_blocks(n_clips: int, replicates: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
     """Draw ``(replicates, n_clips)`` indices a block of rows at a time: the same numbers as in one draw."""
     step = max(1, _BLOCK // n_clips)
     for start in range(0, replicates, step):
@@ -240,10 +307,16 @@ def _resampled_means(values: Values, replicates: int, rng: np.random.Generator, 
         if method == "counts" or len(distinct) <= _FEW_VALUES:
             drawn = rng.multinomial(len(values), count / len(values), size=replicates)
             return np.asarray(drawn @ distinct / len(values), dtype=np.float64)
-    return np.concatenate([values[block].mean(axis=1) for block in _index_blocks(len(values), replicates, rng)])
+    return np.concatenate([values[block].mean(axis=1) for block in index_blocks(len(values), replicates, rng)])
 
 
-def _interval(point: float, replicates: npt.NDArray[Any], confidence: float) -> Interval:
+def percentile_interval(point: float, replicates: npt.NDArray[Any], confidence: float) -> Interval:
+    """Take the interval between the quantiles of replicates, linear between neighbours.
+
+    Example:
+        >>> percentile_interval(0.5, np.arange(101) / 100, 0.5)
+        Interval(point=0.5, low=0.25, high=0.75)
+    """
     tail = (1.0 - confidence) / 2
     low, high = np.quantile(replicates, [tail, 1.0 - tail])
     return Interval(point, float(low), float(high))
