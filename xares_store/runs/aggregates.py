@@ -20,7 +20,7 @@ from xares_store.probes.probe import PROBES
 from xares_store.protocol import PROTOCOLS
 from xares_store.runs.features import choose_encoders
 from xares_store.runs.published import published_lines
-from xares_store.runs.request import make_request, probes_for, settings_for
+from xares_store.runs.request import make_request, plain_settings, probes_for
 from xares_store.runs.suite import STORE, TABLES, Line, SuiteReport, TaskScore, averages_of, normalised, scored_with
 from xares_store.store.store import Store
 from xares_store.task import Task
@@ -155,7 +155,7 @@ def _alike(
         Each change with the scores by task, the newest first.
     """
     own = {name: _own_settings(task, probe, protocol) for name, task in tasks.items()}
-    given = [(row, json.loads(row["settings"])) for row in rows]
+    given = [(row, _given_settings(row)) for row in rows]
     changes: list[dict[str, Any]] = []
     for row, settings in given:
         change = {name: value for name, value in settings.items() if own[row["task"]].get(name) != value}
@@ -192,7 +192,17 @@ def _own_settings(task: Task, probe: str, protocol: str) -> dict[str, Any]:
         return {}
     request = make_request([probe], 1, None, None, None, None, None, None, protocol, device="cpu")
     fitting = probes_for(task, request)
-    return settings_for(task, fitting[0], request) if fitting else {}
+    return plain_settings(task, fitting[0], request) if fitting else {}
+
+
+def _given_settings(row: Row) -> dict[str, Any]:
+    """Return a score's settings; a text side trained from scratch belongs to its protocol and is no change."""
+    settings: dict[str, Any] = json.loads(row["settings"])
+    if row["probe"] == "retrieval":
+        settings.pop("loss", None)
+        if settings.get("text", {}).get("encoder") == "scratch":
+            del settings["text"]
+    return settings
 
 
 def _task_score(task: Task, row: Row) -> TaskScore:

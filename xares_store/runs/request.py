@@ -133,7 +133,21 @@ def probes_for(task: Task, request: Request) -> tuple[str, ...]:
 
 
 def settings_for(task: Task, probe: str, request: Request) -> dict[str, Any]:
-    """Return the probe's complete settings: part of the run's identity."""
+    """Return the probe's complete settings: part of the run's identity.
+
+    Raises:
+        ProbeError: the text side of the retrieval probe is not on this machine.
+    """
+    settings = plain_settings(task, probe, request)
+    if probe == "retrieval":
+        from xares_store.runs.retrieval import retrieval_settings
+
+        settings |= retrieval_settings(task, request)
+    return settings
+
+
+def plain_settings(task: Task, probe: str, request: Request) -> dict[str, Any]:
+    """Return the probe's settings without the files of its text side."""
     own = probe_settings(task.probe, task.target.kind)[probe]
     if isinstance(own, Knn):
         return {
