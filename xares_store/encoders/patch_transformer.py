@@ -17,6 +17,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from xares_store.encoders.logmel import frame_mask
+from xares_store.encoders.melfront import CentredMel, followed_by_silence
+
 RATE_HZ = 16000
 WINDOW = 512
 HOP = 160
@@ -63,51 +66,28 @@ class Shape:
         return self.columns * self.hop_ms / 1000
 
 
-def htk_mel_filters() -> torch.Tensor:
-    """Triangles of height 1, equally spaced on the scale 2595 log10(1 + f / 700); (WINDOW // 2 + 1, MELS) float32."""
+class LogMel(torch.nn.Module):
+    """The published front end, each clip as if alone."""
 
-    def mel(hz: float) -> float:
-        return 2595.0 * math.log10(1.0 + hz / 700.0)
+    def __init__(self) -> None:
+        super().__init__()
+        self.mel = CentredMel(MELS, n_fft=WINDOW, hop=HOP, low_hz=LOW_HZ, high_hz=HIGH_HZ, scale="htk", rate_hz=RATE_HZ)
 
-    edges_mel = torch.linspace(mel(LOW_HZ), mel(HIGH_HZ), MELS + 2, dtype=torch.float64)
-    edges_hz = 700.0 * (10.0 ** (edges_mel / 2595.0) - 1.0)
-    bins_hz = torch.linspace(0.0, RATE_HZ / 2, WINDOW // 2 + 1, dtype=torch.float64)[:, None]
-    rising = (bins_hz - edges_hz[:-2]) / (edges_hz[1:-1] - edges_hz[:-2])
-    falling = (edges_hz[2:] - bins_hz) / (edges_hz[2:] - edges_hz[1:-1])
-    return torch.minimum(rising, falling).clamp_min(0.0).float()
+    def forward(self, audio: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute decibels.
 
+        Args:
+            audio: (batch, samples) float32 at 16 kHz.
+            lengths: (batch,) samples of each clip that count.
 
-def hann_window() -> torch.Tensor:
-    """(WINDOW,) float32; in float64 first, because the last bit of float32 differs between machines."""
-    return torch.hann_window(WINDOW, periodic=True, dtype=torch.float64).float()
-
-
-def log_mel(
-    audio: torch.Tensor, lengths: torch.Tensor, window: torch.Tensor, filters: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the published log-mel spectrogram, each clip as if alone.
-
-    Args:
-        audio: (batch, samples) float32 at 16 kHz.
-        lengths: (batch,) samples of each clip that count, above WINDOW // 2.
-        window: (WINDOW,).
-        filters: (WINDOW // 2 + 1, MELS).
-
-    Returns:
-        Decibels (batch, MELS, frames), and valid frames (batch,): one every HOP samples and one more.
-    """
-    half = WINDOW // 2
-    # Reflected at each clip's own end, not at the end of the batch: hence by index.
-    place = torch.arange(-half, audio.shape[1] + half, device=audio.device).abs()[None, :]
-    last = (lengths - 1)[:, None]
-    place = torch.where(place > last, (2 * last - place).clamp_min(0), place)
-    pieces = audio.gather(1, place).unfold(1, WINDOW, HOP)
-    spectrum = torch.fft.rfft(pieces * window)
-    decibels = 10.0 * ((spectrum.real.square() + spectrum.imag.square()) @ filters).clamp_min(AMIN).log10()
-    valid = torch.div(lengths, HOP, rounding_mode="floor") + 1
-    inside = torch.arange(decibels.shape[1], device=audio.device)[None, :] < valid[:, None]
-    loudest = decibels.masked_fill(~inside[:, :, None], -math.inf).amax((1, 2), keepdim=True)
-    return torch.maximum(decibels, loudest - TOP_DB).transpose(1, 2), valid
+        Returns:
+            Decibels (batch, MELS, frames), and valid frames (batch,): one every HOP samples and one more.
+        """
+        power, valid = self.mel(audio, lengths)
+        decibels = 10.0 * power.clamp_min(AMIN).log10()
+        inside = frame_mask(valid, decibels.shape[1])
+        loudest = decibels.masked_fill(~inside[:, :, None], -math.inf).amax((1, 2), keepdim=True)
+        return torch.maximum(decibels, loudest - TOP_DB).transpose(1, 2), valid
 
 
 class _Attention(torch.nn.Module):
@@ -187,8 +167,7 @@ class PatchTransformer(torch.nn.Module):
         tokens = grid.flatten(2).transpose(1, 2)
         mask = None
         if int(valid.min()) < columns:
-            inside = torch.arange(columns, device=grid.device)[None, :] < valid[:, None]
-            mask = inside.repeat(1, rows)[:, None, None, :]  # tokens lie row by row
+            mask = frame_mask(valid, columns).repeat(1, rows)[:, None, None, :]  # tokens lie row by row
         for block in self.blocks:
             tokens = block(tokens, mask)
         return torch.as_tensor(self.norm(tokens).reshape(len(tokens), rows, columns, -1))
@@ -206,8 +185,6 @@ class PatchEncoder(torch.nn.Module):
     """
 
     sampling_rate = RATE_HZ
-    window: torch.Tensor
-    filters: torch.Tensor
 
     def __init__(self, shape: Shape, max_length_s: float) -> None:
         super().__init__()
@@ -220,18 +197,15 @@ class PatchEncoder(torch.nn.Module):
         self.max_length_s = max_length_s
         self.shape = shape
         self.shortest = (shape.patch[1] - 1) * HOP  # samples that give one patch
+        self.front = LogMel()
         self.network = PatchTransformer(shape)
-        self.register_buffer("window", hann_window(), persistent=False)
-        self.register_buffer("filters", htk_mel_filters(), persistent=False)
 
     def forward(self, audio: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode (batch, samples) with (batch,) samples that count; returns (batch, frames, dim) and valid frames.
 
         A clip below one patch is encoded as if it were followed by silence.
         """
-        lengths = lengths.to(audio.device)
-        audio = audio * (torch.arange(audio.shape[1], device=audio.device)[None, :] < lengths[:, None])
-        audio = F.pad(audio, (0, max(0, self.shortest - audio.shape[1])))
-        decibels, frames = log_mel(audio, lengths.clamp_min(self.shortest), self.window, self.filters)
+        audio, lengths = followed_by_silence(audio, lengths, self.shortest)
+        decibels, frames = self.front(audio, lengths)
         valid = torch.div(frames, self.shape.patch[1], rounding_mode="floor")
         return self.network(decibels, valid).mean(1), valid

@@ -32,7 +32,7 @@ _FRONT_END = {
     "f_max": HIGH_HZ,
     "center": True,
 }
-_BUFFERS = {"front_end.0.spectrogram.window": "window", "front_end.0.mel_scale.fb": "filters"}
+_BUFFERS = {"front_end.0.spectrogram.window": "window", "front_end.0.mel_scale.fb": "mel"}
 _CLOSE = 1e-4
 _CUSTOM = re.compile(r"^(\d+)x(\d+)x(\d+)$")
 
@@ -113,7 +113,7 @@ def load_published(encoder: PatchEncoder, path: Path) -> None:
     tensors = {name.replace("init_bn.1.", "init_bn.", 1): tensor for name, tensor in tensors.items()}
     for name, buffer in _BUFFERS.items():
         if name in tensors:
-            _check_buffer(tensors[name], getattr(encoder, buffer), name, path)
+            _check_buffer(tensors[name], getattr(encoder.front.mel, buffer), name, path)
     load_weights(encoder.network, tensors, where=path, ignore=(*_BUFFERS, "outputlayer.*"))
 
 
