@@ -74,9 +74,11 @@ def counts_of(seed, items=40, classes=3):
 
 
 @pytest.mark.parametrize("average", ["macro", "micro"])
-def test_bootstrap_of_counts_is_recomputing(average):
+def test_bootstrap_of_counts_is_recomputing(average, monkeypatch):
     counts = counts_of(0)
     slow = bootstrap_statistic(lambda rows: f1_from_counts(counts[rows].sum(axis=0), average), 40, replicates=300)
+    assert bounds(bootstrap_counts(counts, average, replicates=300)) == pytest.approx(bounds(slow), abs=1e-12)
+    monkeypatch.setattr(resampling, "_SPARSE", 2.0)
     assert bounds(bootstrap_counts(counts, average, replicates=300)) == pytest.approx(bounds(slow), abs=1e-12)
     large = counts * 2**22  # beyond what float32 counts exactly
     assert bounds(bootstrap_counts(large, average, replicates=300)) == pytest.approx(bounds(slow), abs=1e-12)

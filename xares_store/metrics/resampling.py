@@ -24,6 +24,8 @@ Values = npt.NDArray[np.float64]
 _REPLICATES = 64
 # Whole numbers up to this are exact in float32.
 _EXACT_FLOAT32 = 2**24
+# Share of counts above 0 below which a sparse product is faster.
+_SPARSE = 0.1
 # Numbers drawn at once.
 _BLOCK = 4_000_000
 
@@ -74,9 +76,13 @@ def bootstrap_counts(
         np.add.at(total, units.member, part)
         flat = total.reshape(units.n, -1)
         exact = units.n * np.abs(flat).max() < _EXACT_FLOAT32
-        flat = flat.astype(np.float32 if exact else np.float64)
+        columns: Any = np.ascontiguousarray(flat.T, dtype=np.float32 if exact else np.float64)
+        if np.count_nonzero(columns) < _SPARSE * columns.size:
+            from scipy.sparse import csr_array  # late: few tasks have so many classes
+
+            columns = csr_array(columns)
         found = (
-            np.asarray(f1_from_counts((block @ flat).reshape(-1, *part.shape[1:])))
+            np.asarray(f1_from_counts((columns @ np.ascontiguousarray(block.T)).T.reshape(-1, *part.shape[1:])))
             for block in units.blocks(replicates, rng)
         )
         return float(f1_from_counts(total.sum(axis=0))), found
