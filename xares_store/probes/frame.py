@@ -32,7 +32,7 @@ State = Mapping[str, npt.ArrayLike]
 
 MEMORY_BYTES = 1 << 30
 # Logits of one clip for all probes that are scored together.
-_CLIP_BYTES = 64 << 20
+CLIP_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ def train_frames(
     settings: FrameSettings,
     *,
     valid_score: Callable[[int], ValidScore],
+    score_bytes: int = 0,
     device: str = "cpu",
     memory_bytes: int = MEMORY_BYTES,
     block_bytes: int = BLOCK_BYTES,
@@ -136,6 +137,7 @@ def train_frames(
         jobs: folds and seeds.
         settings: epochs, batch size, learning rates and positive weight.
         valid_score: number of models to a fresh :class:`ValidScore`.
+        score_bytes: memory that one takes for each model.
         device: torch device; the order of clips and the initial weights do not depend on it.
         memory_bytes: most memory to take; results do not depend on it.
         block_bytes: size of a block of clips as float32; the order of clips depends on it.
@@ -181,7 +183,11 @@ def train_frames(
                 positive_weight=settings.positive_weight,
                 device=device,
             )
-            found = _train(reader, roll, stack, mine, settings, valid_score, shuffle, report)
+            longest = max(int(source.n_frames[job.valid].max()) for job in mine)
+            together = CLIP_BYTES // (4 * longest * n_classes)
+            if score_bytes:
+                together = min(together, memory_bytes // 4 // score_bytes)
+            found = _train(reader, roll, stack, mine, settings, valid_score, max(1, together), shuffle, report)
         results |= dict(zip(group, found, strict=True))
     source.keep(jobs[0].train[:0], 0)
     return [results[number] for number in range(len(jobs))]
@@ -250,6 +256,7 @@ def _train(
     jobs: Sequence[FrameJob],
     settings: FrameSettings,
     valid_score: Callable[[int], ValidScore],
+    together: int,
     shuffle: bool,
     report: Callable[[int], None],
 ) -> list[FrameResult]:
@@ -277,9 +284,8 @@ def _train(
                     loss[j] += len(batch) * stack.step(j, slices, int(block.n_frames[batch].sum()), current)
             del block  # before the next one takes its place
         losses[epoch - 1] = loss.cpu().numpy() / len(train)
-        scores[epoch - 1] = np.reshape(
-            _validate(reader, valid, *stack.shape.effective(stack.values.flatten(0, 1)), valid_score), shape[1:]
-        )
+        weight, bias = stack.shape.effective(stack.values.flatten(0, 1))
+        scores[epoch - 1] = np.reshape(_validate(reader, valid, weight, bias, valid_score, together), shape[1:])
         better = scores[epoch - 1] > best  # never true for NaN
         best[better] = scores[epoch - 1][better]
         best_epoch[better] = epoch
@@ -289,11 +295,14 @@ def _train(
 
 
 def _validate(
-    reader: FrameReader, rows: IndexArray, weight: Tensor, bias: Tensor, valid_score: Callable[[int], ValidScore]
+    reader: FrameReader,
+    rows: IndexArray,
+    weight: Tensor,
+    bias: Tensor,
+    valid_score: Callable[[int], ValidScore],
+    together: int,
 ) -> list[float]:
-    """Score probes ``weight (models, classes, dim)``, NaN for one whose logits are not all finite."""
-    longest = int(reader.source.n_frames[rows].max())
-    together = max(1, _CLIP_BYTES // (4 * longest * weight.shape[1]))
+    """Score probes ``weight (models, classes, dim)``, so many at a time; NaN for one whose logits are not all finite."""
     values: list[float] = []
     for first in range(0, len(weight), together):
         models = slice(first, first + together)

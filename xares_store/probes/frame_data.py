@@ -82,7 +82,8 @@ class BlockFrames:
     def _from_memory(self, x: Tensor, clips: IndexArray, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         index = np.concatenate([np.arange(self._bound[clip], self._bound[clip + 1]) for clip in clips.tolist()])
         # Always a copy: a product may round differently where its operands begin elsewhere in memory.
-        for part in tensor_of(index, self._device).split(size):
+        for start in range(0, len(index), size):
+            part = tensor_of(index[start : start + size], self._device)
             yield x.index_select(0, part), None if self._y is None else self._y.index_select(0, part)
 
     def _from_disk(self, clips: IndexArray, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
