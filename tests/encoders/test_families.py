@@ -77,6 +77,23 @@ def test_family_passes_the_conformance_check(models, name):
 
 
 @pytest.mark.parametrize("name", TINY)
+def test_checkpoints_in_the_format_of_the_first_years_load(models, tmp_path, name):
+    """As most of the published ones are: saved by torch, the convolution of positions with its old names."""
+    shutil.copytree(models / name, tmp_path / name)
+    weights = load_file(tmp_path / name / "model.safetensors")
+    old = {
+        key.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): value
+        for key, value in weights.items()
+    }
+    assert (old.keys() != weights.keys()) == (name in ("wav2vec2", "hubert", "wavlm"))
+    (tmp_path / name / "model.safetensors").unlink()
+    torch.save(old, tmp_path / name / "pytorch_model.bin")
+    assert load(name, tmp_path / name).fingerprint == load(name, models / name).fingerprint
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_windows_are_10_s_and_may_be_longer(models, name):
     encoder = load(name, models / name)
     assert encoder.max_length_s == 10.0

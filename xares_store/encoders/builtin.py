@@ -56,7 +56,13 @@ CARDS: dict[str, Card] = {
     "dasheng": Card("arXiv 2406.06992", "mispeech/dasheng-base", "", 768, 40.0),
     "ced": Card("arXiv 2308.11957", "mispeech/ced-base", "", 768, 160.0),
     "whisper": Card("arXiv 2212.04356", "openai/whisper-base", "e37978b90ca9030d5170a5c07aadb050351a65bb", 512, 20.0),
-    "wav2vec2": Card("arXiv 2006.11477", "facebook/wav2vec2-large-100k-voxpopuli", "", 1024, 20.0),
+    "wav2vec2": Card(
+        "arXiv 2006.11477",
+        "facebook/wav2vec2-large-100k-voxpopuli",
+        "356d3601347971f29d011cc18a99b2feff4eb376",
+        1024,
+        20.0,
+    ),
     "data2vec": Card("arXiv 2202.03555", "facebook/data2vec-audio-base", "", 768, 20.0),
     "hubert": Card(
         "arXiv 2106.07447", "facebook/hubert-base-ls960", "dba3bb02fda4248b6e082697eee756de8fe8aa8a", 768, 20.0
