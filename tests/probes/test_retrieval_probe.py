@@ -310,6 +310,17 @@ def test_large_sets_are_embedded_in_blocks(monkeypatch):
     np.testing.assert_allclose(whole.text, blocks.text, atol=1e-6)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_the_device_changes_rounding_alone():
+    features, bags, clip, (train, valid, test) = make_data()
+    job, options = RetrievalJob("1", train, valid, test, 0), RetrievalSettings(epochs=1, batch_size=16)
+    here, there = (
+        train_retrieval(features, bags, clip, job, options, score=recall, device=device) for device in ("cpu", "cuda")
+    )
+    np.testing.assert_allclose(here.text, there.text, atol=1e-2)
+    np.testing.assert_allclose(here.history[0]["train_loss"], there.history[0]["train_loss"], rtol=1e-2)
+
+
 @pytest.mark.usefixtures("narrow")
 def test_divergence_is_an_error_that_names_fold_and_rates():
     features, bags, clip, (train, valid, test) = make_data()

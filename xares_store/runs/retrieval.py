@@ -164,7 +164,7 @@ def retrieval_outcomes(
     results: dict[int, list[_Tested]] = {seed: [] for seed in seeds}
     for f, fold in enumerate(features.folds):
         train, valid, test = (items.rows_of(side_rows) for side_rows in (fold.train, fold.valid, fold.test))
-        text = _encoded(side, items, train, device)
+        text, words = _encoded(side, items, train, device)
         for s, seed in enumerate(seeds):
             before = (f * len(seeds) + s) * steps
             found = train_retrieval(
@@ -177,7 +177,7 @@ def retrieval_outcomes(
                 device=device,
                 progress=_after(progress, before, steps * len(features.folds) * len(seeds)),
             )
-            results[seed].append(_tested(fold, items, test, found, main.name, sign))
+            results[seed].append(_tested(fold, items, test, found, words, main.name, sign))
     scored: dict[int | None, Scored] = {
         seed: _scored(task, features, items, tested, side, whole_ranks) for seed, tested in results.items()
     }
@@ -237,7 +237,9 @@ class _Tested:
     tensors: dict[str, np.ndarray]
 
 
-def _tested(fold: Fold, items: _Items, test: np.ndarray, result: RetrievalResult, metric: str, sign: float) -> _Tested:
+def _tested(
+    fold: Fold, items: _Items, test: np.ndarray, result: RetrievalResult, words: Sequence[str], metric: str, sign: float
+) -> _Tested:
     from xares_store.probes.retrieval import places
 
     clip = places(test, items.clip_of_caption[result.captions])
@@ -253,6 +255,8 @@ def _tested(fold: Fold, items: _Items, test: np.ndarray, result: RetrievalResult
         "history": history,
     }
     tensors = {f"fold-{fold.name}.{name}": value for name, value in result.state.items()}
+    if words:  # a token id says nothing without them; a file of tensors keeps text as bytes
+        tensors[f"fold-{fold.name}.text.words"] = np.frombuffer("\n".join(words).encode(), dtype=np.uint8)
     return _Tested(items.first[test], ranks, answers, details, tensors)
 
 
@@ -331,17 +335,20 @@ def _value(metric: str, ranks: RetrievalRanks, *, whole: bool) -> float:
     return float(_per_clip(metric, ranks).mean())
 
 
-def _encoded(side: TextSide, items: _Items, train: np.ndarray, device: str) -> TokenBags | TextVectors:
-    """Turn all captions into numbers; only ``words`` depends on which clips train."""
+def _encoded(
+    side: TextSide, items: _Items, train: np.ndarray, device: str
+) -> tuple[TokenBags | TextVectors, tuple[str, ...]]:
+    """Turn all captions into numbers; only ``words`` depends on which clips train, and has a vocabulary to keep."""
     from xares_store.probes.text import WordTokenizer
 
     if side.files is None:
         chosen = np.flatnonzero(np.isin(items.clip_of_caption, train)).tolist()
-        return WordTokenizer.fit(items.captions[row] for row in chosen)(items.captions)
+        tokenizer = WordTokenizer.fit(items.captions[row] for row in chosen)
+        return tokenizer(items.captions), tokenizer.words
     digest = fingerprint(side.identity())
     if side.encoder == SCRATCH:
-        return _bags(side.files, digest, items.captions)
-    return _vectors(side.files, digest, side.pooling, device, items.captions)
+        return _bags(side.files, digest, items.captions), ()
+    return _vectors(side.files, digest, side.pooling, device, items.captions), ()
 
 
 # One entry each: the captions of a task serve all its folds, seeds and audio encoders. The digest is there to tell
