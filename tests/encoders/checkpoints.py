@@ -63,3 +63,23 @@ def assert_passes_check(spec: str, **args: str) -> None:
     results = check(spec, args=args, long_minutes=0.6)
     assert len(results) > 8
     assert [f"{result.name}: {result.found}" for result in results if result.ok is False] == []
+
+
+def torchs_block(weights: dict[str, torch.Tensor], prefix: str, head_dim: int = 64) -> torch.nn.Module:
+    """PyTorch's own transformer layer with the weights of a vision transformer's block."""
+    w = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    dim = len(w["norm1.weight"])
+    layer = torch.nn.TransformerEncoderLayer(
+        dim, dim // head_dim, 4 * dim, 0.0, "gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
+    )
+    none = torch.zeros(dim)
+    layer.load_state_dict({
+        "self_attn.in_proj_weight": w["attn.qkv.weight"],
+        "self_attn.in_proj_bias": torch.cat([w.get("attn.q_bias", none), none, w.get("attn.v_bias", none)]),
+        "self_attn.out_proj.weight": w["attn.proj.weight"], "self_attn.out_proj.bias": w["attn.proj.bias"],
+        "linear1.weight": w["mlp.fc1.weight"], "linear1.bias": w["mlp.fc1.bias"],
+        "linear2.weight": w["mlp.fc2.weight"], "linear2.bias": w["mlp.fc2.bias"],
+        "norm1.weight": w["norm1.weight"], "norm1.bias": w["norm1.bias"],
+        "norm2.weight": w["norm2.weight"], "norm2.bias": w["norm2.bias"],
+    })  # fmt: skip
+    return layer.eval()

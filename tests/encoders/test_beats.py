@@ -24,7 +24,7 @@ from xares_store.encoders.encoder import Encoder, load_encoder
 from xares_store.encoders.melfront import KaldiFbank
 from xares_store.errors import EncoderError
 
-SPEC = "xares_store.encoders.beats:BeatsEncoder"
+SPEC = "beats"
 CFG = {
     "embed_dim": 24, "encoder_layers": 3, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 40,
     "encoder_attention_heads": 4, "conv_pos": 8, "conv_pos_groups": 4, "deep_norm": True,

@@ -315,6 +315,7 @@ class BeatsEncoder(torch.nn.Module):
         tensors = strip_prefix(tensors, ("module.", "encoder.", "module.encoder."), self.model.state_dict())
         load_weights(self.model, tensors, where=path, ignore=_NOT_THE_ENCODER)
         _check_shared_bias(tensors, path)
+        self.origin = {"file": path.name}
         self.layers = layer if layer >= 0 else config.encoder_layers + 1 + layer
         if not 0 <= self.layers <= config.encoder_layers:
             raise EncoderError(

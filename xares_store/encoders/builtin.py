@@ -18,6 +18,10 @@ BUILTIN: dict[str, str] = {
     "data2vec": "xares_store.encoders.data2vec:DATA2VEC",
     "hubert": "xares_store.encoders.hubert:HUBERT",
     "wavlm": "xares_store.encoders.wavlm:WAVLM",
+    "beats": "xares_store.encoders.beats:BeatsEncoder",
+    "byola": "xares_store.encoders.byola:ByolAEncoder",
+    "msm_mae": "xares_store.encoders.msm_mae:MsmMaeEncoder",
+    "atst": "xares_store.encoders.atst:AtstEncoder",
 }
 """Name on the command line -> ``module:Class``, or ``module:FAMILY`` for a family of Transformers models."""
 
@@ -70,4 +74,8 @@ CARDS: dict[str, Card] = {
     "wavlm": Card(
         "arXiv 2110.13900", "microsoft/wavlm-base-plus", "4c66d4806a428f2e922ccfa1a962776e232d487b", 768, 20.0
     ),
+    "beats": Card("arXiv 2212.09058", None, "", 768, 160.0, "FILE"),
+    "byola": Card("arXiv 2204.07402", None, "", 3072, 40.0, "FILE"),
+    "msm_mae": Card("arXiv 2204.12260", None, "", 3840, 160.0, "FILE"),
+    "atst": Card("arXiv 2306.04186", None, "", 768, 40.0, "FILE"),
 }

@@ -12,22 +12,31 @@ import torch
 _FEWEST_AT_ONCE = 8  # windows of one pass, even when the batch is a single clip
 
 
-def spans(length: int, longest: int) -> list[tuple[int, int]]:
-    """Cut ``length`` steps into consecutive spans of about equal size, none above ``longest``.
+def spans(length: int, longest: int, *, even: bool = True) -> list[tuple[int, int]]:
+    """Cut ``length`` steps into consecutive spans, none above ``longest``.
+
+    Args:
+        length: steps, at least 1.
+        longest: most steps of a span.
+        even: all about equally long; else all but the last as long as can be.
 
     Example:
-        >>> spans(10, 4)
-        [(0, 4), (4, 8), (8, 10)]
         >>> spans(9, 8)
         [(0, 5), (5, 9)]
+        >>> spans(9, 8, even=False)
+        [(0, 8), (8, 9)]
     """
-    count = -(-length // longest)
-    size = -(-length // max(count, 1))
-    return [(start, min(start + size, length)) for start in range(0, length, max(size, 1))]
+    size = -(-length // -(-length // longest)) if even else longest
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def by_windows(
-    run: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], steps: torch.Tensor, valid: torch.Tensor, longest: int
+    run: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    steps: torch.Tensor,
+    valid: torch.Tensor,
+    longest: int,
+    *,
+    fixed: bool = False,
 ) -> torch.Tensor:
     """Apply ``run`` to windows of every clip and join the results in time.
 
@@ -37,18 +46,21 @@ def by_windows(
         steps: (batch, steps, ...).
         valid: (batch,) steps of each clip that count, at least 1.
         longest: most steps of a window.
+        fixed: every window has ``longest`` steps, zeros behind a clip's end; else windows are about equally long.
 
     Returns:
         (batch, most valid steps, dim); zeros behind the valid ones.
     """
-    windows = [(row, start, stop) for row, n in enumerate(valid.tolist()) for start, stop in spans(n, longest)]
+    windows = [
+        (row, start, stop) for row, n in enumerate(valid.tolist()) for start, stop in spans(n, longest, even=not fixed)
+    ]
     windows.sort(key=lambda window: window[2] - window[1])  # those of about one size together: little is padded
     at_once = max(len(steps), _FEWEST_AT_ONCE)
     joined: torch.Tensor | None = None
     for first in range(0, len(windows), at_once):
         some = windows[first : first + at_once]
         counts = [stop - start for _, start, stop in some]
-        pieces = steps.new_zeros(len(some), max(counts), *steps.shape[2:])
+        pieces = steps.new_zeros(len(some), longest if fixed else max(counts), *steps.shape[2:])
         for index, (row, start, stop) in enumerate(some):
             pieces[index, : stop - start] = steps[row, start:stop]
         output = run(pieces, torch.tensor(counts, device=steps.device))
