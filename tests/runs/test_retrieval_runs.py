@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.text_models import save_text_model
+from tests.toy import CLASSES, tone, wav, write_tar
 from xares_store.errors import ConfigError, ProbeError
 from xares_store.kinds import METRICS_OF_KIND
 from xares_store.metrics.retrieval import RetrievalRanks
 from xares_store.probes import hub, towers
 from xares_store.protocol import Fold
 from xares_store.runs import retrieval
+from xares_store.runs.embed import embed
+from xares_store.runs.evaluate import evaluate
 from xares_store.runs.features import Features
 from xares_store.runs.request import make_request
 from xares_store.runs.retrieval import retrieval_outcomes, retrieval_settings, text_side
 from xares_store.store.run import PREDICTION_SCHEMA
+from xares_store.store.store import Store
 from xares_store.task import Task
 
 PLACES = ("attic", "barn", "cave", "dock", "echo", "farm")
@@ -269,3 +274,27 @@ def test_published_wants_the_published_tokenizer_and_never_falls_back(monkeypatc
 def test_a_frozen_model_takes_no_other_tokenizer(tmp_path):
     with pytest.raises(ConfigError, match="its own tokenizer"):
         text_side(str(tmp_path), "words", "strict")
+
+
+def test_from_shards_to_a_stored_run(tmp_path, encoder_file):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 18), ("valid", 6), ("test", 6)):
+        members = []
+        for index in range(count):
+            kind = CLASSES[index % 3]
+            members.append((f"c{index:02d}.wav", wav(tone(kind, 0.3, 16000, rng))))
+            captions = {f"caption_{number}": f"a {kind} number {number}" for number in range(1, 6)}
+            members.append((f"c{index:02d}.json", json.dumps(captions).encode()))
+        write_tar(tmp_path / "data" / "heard" / f"{split}.tar", members)
+    task, store = make_task(), tmp_path / "my.store"
+    embed(str(encoder_file), [task], store=store, data=tmp_path / "data", workers=0)
+    asked = {"tasks": [task], "probes": ["mlp"], "seeds": 2, "epochs": 4, "learning_rates": [3e-3], "device": "cpu"}
+    first = evaluate(store, **asked).results
+    assert [(one.probe, one.metric, one.n_test, one.reused) for one in first] == [("retrieval", "recall_at_1", 6, False)] * 2  # fmt: skip
+    assert all(one.reused for one in evaluate(store, **asked).results)
+    bert = save_text_model(tmp_path / "bert")
+    other = evaluate(store, **asked, text_encoder=str(bert)).results
+    assert not {one.run_id for one in other} & {one.run_id for one in first}
+    predictions = Store.open(store).predictions(first[0].run_id)
+    assert predictions["value"].null_count == 0
+    assert np.mean(predictions["value"].to_pylist()) == pytest.approx(first[0].value)
