@@ -40,7 +40,7 @@ _METRICS = {
         Metric("micro_f1", "1", 0.0, 1.0),
         Metric("map", "1", 0.0, 1.0),
         Metric("map_present", "1", 0.0, 1.0),
-        Metric("auroc", "1", 0.5, 1.0),
+        Metric("auroc", "1", 0.0, 1.0),
         Metric("d_prime", "1", 0.0, math.inf),
         Metric("segment_f1_macro", "1", 0.0, 1.0),
         Metric("segment_f1_micro", "1", 0.0, 1.0),
@@ -61,6 +61,11 @@ _METRICS = {
         Metric("icer", "1", 0.0, 1.0),
     )
 }
+
+
+def metric_names() -> list[str]:
+    """Return the names of all metrics."""
+    return list(_METRICS)
 
 
 def metric_for(name: str) -> Metric:
