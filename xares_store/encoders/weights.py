@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,14 +77,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
-    except pickle.UnpicklingError as error:
-        raise EncoderError(
-            "The checkpoint holds Python objects, which would run code when read, or is no checkpoint: "
-            + _first_line(error),
-            where=path,
-            hint="If you trust its origin, load it where it comes from and save its state dict alone (safetensors).",
-        ) from error
     except Exception as error:  # every reader has errors of its own for damaged bytes
+        if type(error).__name__ == "UnpicklingError":
+            raise EncoderError(
+                "The checkpoint holds Python objects, which would run code when read, or is no checkpoint: "
+                + _first_line(error),
+                where=path,
+                hint="If you trust its origin, load it where it comes from and save its state dict alone (safetensors).",
+            ) from error
         raise EncoderError(
             f"The checkpoint cannot be read: {_first_line(error)}",
             where=path,
