@@ -42,10 +42,14 @@ def test_a_fitting_checkpoint_is_copied_exactly(tmp_path, suffix, prefix):
         assert torch.equal(target.state_dict()[name], value)
 
 
-def test_half_precision_is_widened(tmp_path):
-    source, target = tiny().half(), tiny()
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_half_precision_is_widened(tmp_path, device):
+    source = tiny().half()
+    with torch.device(device):
+        target = tiny()
     load(target, saved(tmp_path, ".pt", source.state_dict()))
     assert target[0].weight.dtype == torch.float32
+    assert not any(tensor.is_meta for tensor in target.state_dict().values())
     assert torch.equal(target[0].weight, source[0].weight.float())
 
 

@@ -102,7 +102,8 @@ class AtstEncoder(torch.nn.Module):
         tensors = tensors_of(read_checkpoint(path), keys=("state_dict", "model"), where=path)
         names = ("pos_embed", "mask_embed", "norm_frame.weight", "patch_embed.patch_embed.weight")
         tensors = strip_prefix(tensors, _PREFIXES, names)
-        self.model = _model_for(tensors)
+        with torch.device("meta"):  # every weight comes from the file
+            self.model = _model_for(tensors)
         load_weights(self.model, tensors, where=path, ignore=_NOT_THE_TEACHER)
         self.origin = {"file": path.name}
         depth = len(self.model.blocks)

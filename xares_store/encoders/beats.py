@@ -310,7 +310,8 @@ class BeatsEncoder(torch.nn.Module):
             raise EncoderError(f'merge must be "mean" or "concat"; found {merge!r}.', where="beats")
         content = read_checkpoint(path)
         config = _config(content, size, path)
-        self.model = Beats(config)
+        with torch.device("meta"):  # every weight comes from the file
+            self.model = Beats(config)
         tensors = tensors_of(content, keys=("model", "state_dict"), where=path)
         tensors = strip_prefix(tensors, ("module.", "encoder.", "module.encoder."), self.model.state_dict())
         load_weights(self.model, tensors, where=path, ignore=_NOT_THE_ENCODER)

@@ -112,7 +112,8 @@ class ByolAEncoder(torch.nn.Module):
         tensors = tensors_of(read_checkpoint(path), keys=("state_dict", "model"), where=path)
         names = ("features.0.weight", "features.4.weight", "fc.0.weight", "fc.3.weight")
         tensors = strip_prefix(tensors, ("module.", "model.", "body.", "encoder."), names)
-        self.model = ByolA(*_sizes(tensors))
+        with torch.device("meta"):  # every weight comes from the file
+            self.model = ByolA(*_sizes(tensors))
         load_weights(self.model, tensors, where=path)
         self.origin = {"file": path.name}
         self.norm_mean, self.norm_std = float(norm_mean), float(norm_std)

@@ -108,7 +108,8 @@ class MsmMaeEncoder(torch.nn.Module):
         path = checkpoint_path(checkpoint, encoder="msm_mae", source=SOURCE)
         tensors = tensors_of(read_checkpoint(path), keys=("model", "state_dict"), where=path)
         tensors = strip_prefix(tensors, ("module.", "model."), ("patch_embed.proj.weight", "pos_embed", "norm.weight"))
-        self.model = _model_for(tensors)
+        with torch.device("meta"):  # every weight comes from the file
+            self.model = _model_for(tensors)
         load_weights(self.model, tensors, where=path, ignore=_DECODER)
         self.origin = {"file": path.name}
         dim, _, height, self.width = self.model.patch_embed.proj.weight.shape

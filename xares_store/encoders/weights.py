@@ -167,7 +167,8 @@ def load_weights(
     """Copy a checkpoint into a module when it fits exactly: name by name, shape by shape.
 
     Args:
-        module: receives the weights in its own data types; it is left untouched when anything differs.
+        module: receives the weights in its own data types; it is left untouched when anything differs. One made on the
+            meta device, which costs neither time nor random numbers, gets the tensors themselves.
         tensors: name -> tensor.
         where: the file, for messages.
         ignore: shell patterns of names that the file may hold and the module does not need, e.g. ``"decoder.*"``.
@@ -209,7 +210,8 @@ def load_weights(
             where=where,
             hint="Download the file again; a diverged training cannot be used.",
         )
-    module.load_state_dict({name: kept[name] for name in wanted}, strict=True)
+    fitting = {name: kept[name].to(value.dtype) for name, value in wanted.items()}
+    module.load_state_dict(fitting, strict=True, assign=any(value.is_meta for value in wanted.values()))
 
 
 def _listed(names: Iterable[str]) -> str:
