@@ -47,7 +47,7 @@ COLUMNS = (
 )  # fmt: skip
 @click.option(
     "--text-encoder", default=None, metavar="MODEL",
-    help="Retrieval: frozen text model, hub name or folder [default: a text tower trained from scratch].",
+    help="Retrieval: frozen text model, hub name or folder, mean over tokens (#cls at its end: the first) [default: trained from scratch].",
 )  # fmt: skip
 @click.option(
     "--tokenizer", default=None, metavar="NAME",
