@@ -1,8 +1,8 @@
 """Benchmark frozen audio encoders in two phases: embed once into a store, evaluate as often as you like.
 
-The public door: `fetch_task`, `embed`, `estimate`, `evaluate`, `compare`, `leaderboard_rows`, `check`, `load_encoder`,
-`load_task`, `Store`, `Task` and `XaresError`. Names are loaded when they are first used, so importing the package
-imports nothing else.
+The public door: `fetch_task`, `import_audio`, `embed`, `estimate`, `evaluate`, `compare`, `leaderboard_rows`, `check`,
+`load_encoder`, `load_task`, `Store`, `Task` and `XaresError`. Names are loaded when they are first used, so importing the
+package imports nothing else.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xares_store.encoders.encoder import load_encoder as load_encoder
     from xares_store.errors import XaresError as XaresError
     from xares_store.fetch.tasks import fetch_task as fetch_task
+    from xares_store.importer.imports import import_audio as import_audio
     from xares_store.runs.compare import compare as compare
     from xares_store.runs.embed import embed as embed
     from xares_store.runs.estimate import estimate as estimate
@@ -36,6 +37,7 @@ _DOOR = {
     "estimate": "xares_store.runs.estimate",
     "evaluate": "xares_store.runs.evaluate",
     "fetch_task": "xares_store.fetch.tasks",
+    "import_audio": "xares_store.importer.imports",
     "leaderboard_rows": "xares_store.runs.leaderboard",
     "load_encoder": "xares_store.encoders.encoder",
     "load_task": "xares_store.catalog",
@@ -52,6 +54,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "fetch_task",
+    "import_audio",
     "leaderboard_rows",
     "load_encoder",
     "load_task",

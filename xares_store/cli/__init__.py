@@ -21,6 +21,10 @@ from xares_store.errors import XaresError, did_you_mean
 # them equal to the commands' own.
 COMMANDS: dict[str, tuple[str, str]] = {
     "fetch": ("xares_store.cli.fetch:fetch", "Download tasks' audio shards from Zenodo or the Hugging Face hub."),
+    "import": (
+        "xares_store.cli.import_:import_command",
+        "Turn a folder, manifest or dataset of audio into shards and a task.",
+    ),
     "embed": ("xares_store.cli.embed:embed", "Run an encoder once over tasks' audio and store its embeddings."),
     "evaluate": ("xares_store.cli.evaluate:evaluate", "Train and score probes on stored embeddings."),
     "leaderboard": ("xares_store.cli.results:leaderboard", "Show the scores in a store, best first."),
