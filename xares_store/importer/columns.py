@@ -156,9 +156,9 @@ def _kind(table: Table, options: Options, said: tuple[str, ...], *, timed: bool)
         if options.separator is not None and not timed:
             return "multi-label", (label,)
         return _by_values(table, (label,), timed=timed), (label,)
-    for kind in ("captions", "transcript", "regression"):
-        if found := _labels_of(kind, columns):
-            return kind, found
+    for kind, names in (("captions", _CAPTIONS), ("transcript", _TRANSCRIPT), ("regression", _NUMBER)):
+        if guess(columns, names):
+            return kind, _labels_of(kind, columns)
     raise _missing(table, "holds labels, events, captions, texts or numbers", "--label-column (and --kind)")
 
 

@@ -11,7 +11,7 @@ from xares_store.audio.shards import natural_key
 from xares_store.errors import ConfigError
 from xares_store.importer.names import fold_name, split_name
 from xares_store.importer.options import Options
-from xares_store.importer.table import FileBlob, Row, Table, lines, refuse_empty, some
+from xares_store.importer.table import FileBlob, Row, Table, lines, printable, refuse_empty, some
 
 # Audio that libsndfile does not read: a named failure, not a file that is passed over.
 FOREIGN_SUFFIXES = frozenset({"m4a", "mp4", "aac", "wma", "amr", "webm", "sox", "sph", "ape", "mka"})
@@ -82,10 +82,10 @@ def _walk(
     for entry in entries:
         if entry.name.startswith((".", "__MACOSX")):
             continue
-        path = prefix + entry.name
+        path = prefix + printable(entry.name)
         if entry.is_dir():
             if not prefix:
-                tops.add(entry.name)
+                tops.add(path)
             real = os.path.realpath(entry.path)
             if real in above:
                 raise ConfigError(

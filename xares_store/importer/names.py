@@ -71,7 +71,7 @@ def make_keys(paths: Sequence[str]) -> list[str]:
         >>> make_keys(["dog/1-a.wav", "dog/1-b.wav"])
         ['dog__1-a', 'dog__1-b']
     """
-    stems = [path.removesuffix(PurePosixPath(path).suffix).replace("\\", "/").strip("/") for path in paths]
+    stems = [path.removesuffix(PurePosixPath(path).suffix).strip("/") for path in paths]
     plain = [_UNSAFE.sub("_", stem.replace("/", "__")).lstrip("-_") or "clip" for stem in stems]
     count = Counter(name.lower() for name in plain)
     keys = []

@@ -114,7 +114,7 @@ class Working:
         if found.get("digest") == digest:
             self._plan = found
             return False
-        thrown = self.discard()
+        thrown = self.discard() and bool(found)
         self.work.mkdir(parents=True, exist_ok=True)
         self._write_plan({"digest": digest, "files": list(files), "joined": None})
         return thrown
@@ -127,15 +127,12 @@ class Working:
                 files |= set(unseal(read_small(path), where=path)["files"])
             except (CorruptError, KeyError, TypeError):
                 continue
-        self.task.unlink(missing_ok=True)
-        self.vocabulary.unlink(missing_ok=True)
-        (self.folder / REPORT).unlink(missing_ok=True)
-        there = [self.folder / file for file in files if file == Path(file).name]
-        there = [path for path in there if path.suffix == ".tar" and path.is_file()]
-        for path in there:
-            path.unlink()
-        for path in self.work.glob("*.json"):
-            path.unlink()
+        there = [self.folder / file for file in files if file == Path(file).name and file.endswith(".tar")]
+        there = [path for path in there if path.is_file()]
+        # The lists of files go last: whatever moment this is cut at, what is left is known to be an import's.
+        notes = [path for path in self.work.glob("*.json") if path.name != _PLAN]
+        for path in (self.task, self.vocabulary, *there, *notes, self.folder / REPORT, self.work / _PLAN):
+            path.unlink(missing_ok=True)
         return bool(there)
 
     @property
@@ -186,11 +183,18 @@ class Working:
         """
         for file in set(self._plan["files"]) - set(keep):
             (self.folder / file).unlink(missing_ok=True)
-        atomic_write(self.folder / REPORT, seal(report))
+        self._place(self.folder / REPORT, seal(report))
         if labels:
-            atomic_write(self.vocabulary, ("\n".join(labels) + "\n").encode())
-        atomic_write(self.task, task_text.encode())
+            self._place(self.vocabulary, ("\n".join(labels) + "\n").encode())
+        self._place(self.task, task_text.encode())
         (self.work / _PLAN).unlink()
+
+    def _place(self, path: Path, data: bytes) -> None:
+        """Write a file that stays; what a cut leaves of it lies in the folder that is removed at the end."""
+        temporary = self.work / path.name
+        atomic_write(temporary, data)
+        temporary.replace(path)
+        sync_folder(path.parent)
 
     def _facts(self, file: str) -> Path:
         return self.work / f"{'first' if self.joined is None else 'second'}-{file}.json"

@@ -105,6 +105,19 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
+def printable(text: str) -> str:
+    r"""Return text that UTF-8 can hold: bytes of a file name that are no text, and half characters, are written out.
+
+    Example:
+        >>> printable("caf\udce9.wav"), printable("\ud800")
+        ('caf\\xe9.wav', '\\ud800')
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
 def plain(value: Any) -> Any:
     """Return a value as JSON can hold it; what is not finite becomes null, what has no JSON form its text.
 
@@ -112,8 +125,10 @@ def plain(value: Any) -> Any:
         >>> plain({"a": (1, float("nan"))})
         {'a': [1, None]}
     """
-    if value is None or isinstance(value, str | bool | int):
+    if value is None or isinstance(value, bool | int):
         return value
+    if isinstance(value, str):
+        return printable(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
