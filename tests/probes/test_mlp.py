@@ -79,7 +79,7 @@ def assert_same(one, other, **tolerance):
         other.best_epoch,
     )
     assert one.valid_score == other.valid_score
-    np.testing.assert_allclose(one.probabilities, other.probabilities, **tolerance)
+    np.testing.assert_allclose(one.outputs, other.outputs, **tolerance)
     for key, value in one.state.items():
         np.testing.assert_allclose(value, other.state[key], **tolerance)
     for row, expected in zip(one.history, other.history, strict=True):
@@ -134,7 +134,7 @@ def test_golden_run():
     np.testing.assert_allclose(history["train_loss"], per_step @ count / count.sum(), rtol=1e-4)
     for key, value in case["weights_best_checkpoint"].items():
         np.testing.assert_allclose(found.state[key], value, rtol=1e-4, atol=1e-6)
-    accuracy = np.mean(found.probabilities.argmax(axis=1) == target[rows[2]])
+    accuracy = np.mean(found.outputs.argmax(axis=1) == target[rows[2]])
     assert accuracy == pytest.approx(case["test_metric_best_checkpoint"], abs=1e-9)
 
 
@@ -151,7 +151,7 @@ def test_equals_the_plain_loop():
         (score, epoch, weights), _, _, probabilities = runs[chosen]
         assert (found.learning_rate, found.best_epoch) == (options.learning_rates[chosen], epoch)
         assert found.valid_score == score
-        np.testing.assert_allclose(found.probabilities, probabilities, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found.outputs, probabilities, rtol=1e-4, atol=1e-6)
         names = {"ln.weight": "0.weight", "ln.bias": "0.bias", "fc.weight": "1.weight", "fc.bias": "1.bias"}
         for key, name in names.items():
             np.testing.assert_allclose(found.state[key], weights[name].numpy(), rtol=1e-4, atol=1e-6)
@@ -272,7 +272,7 @@ def test_first_strictly_best_epoch_is_kept(case, monkeypatch):
     if not np.isnan(scores[0]):
         assert kept == case["kept_epoch"]["value"]
     left = iter(scores)
-    monkeypatch.setattr(clips.Clips, "accuracy", lambda self, rows, weight, bias: [next(left)])
+    monkeypatch.setattr(clips.Clips, "scores", lambda self, rows, weight, bias: [next(left)])
     features, target = make_data()
     (found,) = train_mlp(features, target, 5, make_jobs(seeds=1)[:1], MlpSettings(epochs=len(scores)))
     assert found.best_epoch == kept
@@ -292,7 +292,7 @@ def test_diverged_rate_is_never_chosen_and_alone_is_an_error():
     mixed = MlpSettings(epochs=3, batch_size=8, learning_rates=(1e38, 1e-2))
     (found,) = train_mlp(features, target, 5, [job], mixed)
     assert found.learning_rate == 1e-2
-    assert np.isfinite(found.probabilities).all()
+    assert np.isfinite(found.outputs).all()
     assert None in found.history[0]["valid"]
     json.dumps(found.history, allow_nan=False)
     with pytest.raises(ProbeError, match=r"1e\+38.*\n.*fold 0, seed 0"):
@@ -307,9 +307,9 @@ def test_crops_of_a_recording_vote_in_validation():
     rows = np.arange(4)
     single = clips.Clips(x, target, 2, None)
     voted = clips.Clips(x, target, 2, np.array([9, 9, 9, 4]))
-    assert single.accuracy(rows, weight, bias) == [0.5]
-    assert voted.accuracy(rows, weight, bias) == [1.0]
-    assert np.isnan(voted.accuracy(rows, weight * torch.inf, bias)[0])
+    assert single.scores(rows, weight, bias) == [0.5]
+    assert voted.scores(rows, weight, bias) == [1.0]
+    assert np.isnan(voted.scores(rows, weight * torch.inf, bias)[0])
 
 
 @pytest.mark.parametrize(
@@ -362,4 +362,4 @@ def test_a_batch_larger_than_the_training_clips_is_all_of_them():
     ]
     for run in runs[1:]:
         for one, other in zip(runs[0], run, strict=True):
-            np.testing.assert_array_equal(one.probabilities, other.probabilities)
+            np.testing.assert_array_equal(one.outputs, other.outputs)

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from xares_store.probes import knn, mlp
 from xares_store.probes.probe import PROBES
-from xares_store.task import Knn, Mlp
+from xares_store.measures import Knn, Mlp
 
 
 def test_a_task_without_settings_gets_the_defaults_of_the_probes():

@@ -45,6 +45,19 @@ def vote(
     return first[order].astype(np.int64), mean
 
 
+def sigmoid(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return probabilities in float64, where logits up to 36 stay apart."""
+    return np.asarray(1.0 / (1.0 + np.exp(-logits.astype(np.float64))))
+
+
+def mean_over(values: npt.NDArray[Any], items: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+    """Return the mean of the rows of each item, ``(items, ...)``."""
+    count = np.bincount(items)
+    total = np.zeros((len(count), *values.shape[1:]))
+    np.add.at(total, items, values)
+    return np.asarray(total / count.reshape(-1, *[1] * (values.ndim - 1)))
+
+
 def normalised_score(value: float, *, worst: float, best: float) -> float:
     """Map a metric to 0 (worst) to 1 (best), so that metrics with different directions can be averaged.
 

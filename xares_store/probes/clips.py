@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from xares_store.probes.losses import Loss, validation_scores
+
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int64]
 
@@ -29,8 +31,8 @@ class Clips:
 
     Args:
         x: ``(clips, dim)``, each row with mean 0 and variance 1.
-        target: ``(clips,)`` class indices.
-        n_classes: number of classes.
+        target: ``(clips,)`` class indices or numbers, or ``(clips, classes)`` 0 and 1.
+        n_classes: number of classes; 1 for a number.
         recordings: ``(clips,)`` id of the recording a clip is a crop of; ``None`` when every clip counts by itself.
     """
 
@@ -38,19 +40,26 @@ class Clips:
     target: Tensor
     n_classes: int
     recordings: IndexArray | None
+    loss: Loss = "cross-entropy"
 
-    def probabilities(self, rows: IndexArray, weight: Tensor, bias: Tensor) -> FloatArray:
-        """Class probabilities ``(rows, classes)`` of one probe: ``weight (classes, dim)``, ``bias (classes,)``."""
+    def outputs(self, rows: IndexArray, weight: Tensor, bias: Tensor) -> FloatArray:
+        """Outputs ``(rows, classes)`` of one probe: ``weight (classes, dim)``, ``bias (classes,)``.
+
+        Class probabilities under cross entropy; else the linear layer's own: logits, or a number.
+        """
         result = np.empty((len(rows), self.n_classes), dtype=np.float32)
         step = max(1, _BLOCK_VALUES // max(weight.shape))
         for start in range(0, len(rows), step):
             part = tensor_of(rows[start : start + step], self.x.device)
             logits = torch.addmm(bias, self.x[part], weight.T)
-            result[start : start + step] = torch.softmax(logits, dim=-1).cpu().numpy()
+            found = torch.softmax(logits, dim=-1) if self.loss == "cross-entropy" else logits
+            result[start : start + step] = found.cpu().numpy()
         return result
 
-    def accuracy(self, rows: IndexArray, weight: Tensor, bias: Tensor) -> list[float]:
-        """Accuracy of several probes on the same clips; crops of one recording vote with their mean probabilities.
+    def scores(self, rows: IndexArray, weight: Tensor, bias: Tensor) -> list[float]:
+        """Validate several probes on the same clips: accuracy, macro mAP or mean squared error, as the loss asks for.
+
+        Crops of one recording vote with their mean probabilities or numbers.
 
         Args:
             rows: which clips.
@@ -58,15 +67,31 @@ class Clips:
             bias: ``(models, classes)``.
 
         Returns:
-            One value per model, 0 to 1; NaN for a model whose logits are not all finite.
+            One value per model; NaN for a model whose outputs are not all finite.
         """
         items = None if self.recordings is None else np.unique(self.recordings[rows], return_inverse=True)[1]
+        if self.loss != "cross-entropy":
+            return self._whole_scores(rows, weight, bias, items)
         held = 1 if items is None else int(items.max()) + 1  # votes of all recordings are held at once
         models = max(1, _BLOCK_VALUES // (held * self.n_classes))
         scores: list[float] = []
         for first in range(0, len(weight), models):
             block = slice(first, first + models)
             scores += self._accuracy_block(rows, weight[block], bias[block], items)
+        return scores
+
+    def _whole_scores(
+        self, rows: IndexArray, weight: Tensor, bias: Tensor, items: npt.NDArray[np.intp] | None
+    ) -> list[float]:
+        """Score what needs the outputs of all clips at once, a few models at a time."""
+        models = max(1, _BLOCK_VALUES // (len(rows) * self.n_classes))
+        index = tensor_of(rows, self.x.device)
+        x, target = self.x[index], self.target[index].float().cpu().numpy()
+        scores: list[float] = []
+        for first in range(0, len(weight), models):
+            flat, flat_bias = weight[first : first + models].flatten(0, 1), bias[first : first + models].flatten()
+            outputs = torch.addmm(flat_bias, x, flat.T).view(len(rows), -1, self.n_classes).cpu().numpy()
+            scores += validation_scores(self.loss, outputs, target, items)
         return scores
 
     def _accuracy_block(

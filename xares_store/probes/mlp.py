@@ -18,11 +18,14 @@ from torch import Tensor
 
 from xares_store.errors import ProbeError
 from xares_store.probes.clips import Clips, tensor_of
+from xares_store.probes.inputs import check_inputs
+from xares_store.probes.losses import SIGN, Loss
 from xares_store.probes.schedule import epoch_learning_rate
 from xares_store.probes.stack import BUFFERS_PER_MODEL, Batches, Shape, Stack, parameter_count
 
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int64]
+Unit = tuple[float, float]  # mean and scale of the numbers that a job learns
 
 # Memory for the parameters of one stack; larger stacks are trained one slice after another. Every step passes over all
 # of it, so on a CPU it has to stay in the cache: five probes of 768 x 1251 took 1.1 of the time of plain loops in one
@@ -39,11 +42,16 @@ class MlpSettings:
         epochs: passes over the training clips, at least 1.
         batch_size: clips per step, at least 1; the last batch of an epoch may be smaller.
         learning_rates: grid of initial rates; the one with the best validation score is used.
+        loss: ``cross-entropy`` for one class a clip, ``bce`` for any number of classes, ``mse`` for a number.
+        standardise: with ``mse``, learn numbers in units of the training clips' deviation from their mean, so that the
+            learning rate does not have to suit the scale; what is predicted and stored is in the numbers' own unit.
     """
 
     epochs: int = 10
     batch_size: int = 32
     learning_rates: tuple[float, ...] = (1e-3,)
+    loss: Loss = "cross-entropy"
+    standardise: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
@@ -83,10 +91,11 @@ class MlpResult:
         seed: the seed.
         learning_rate: the rate of the grid with the best validation score.
         best_epoch: 1-based epoch whose weights were kept.
-        valid_score: validation accuracy of these weights, 0 to 1.
+        valid_score: validation score of these weights: accuracy or mAP, 0 to 1, or the mean squared error.
         history: per rate ``{"learning_rate", "valid", "train_loss"}``, the latter two one value per epoch; a diverged
             rate has ``None`` where there is no number.
-        probabilities: ``(test clips, classes)`` float32, in the order of the job's ``test``.
+        outputs: ``(test clips, classes)`` float32, in the order of the job's ``test``: class probabilities under cross
+            entropy, logits under ``bce`` (saturated probabilities would tie), numbers ``(test clips, 1)`` under ``mse``.
         state: ``ln.weight (dim,)``, ``ln.bias (dim,)``, ``fc.weight (classes, dim)``, ``fc.bias (classes,)`` float32.
     """
 
@@ -95,7 +104,7 @@ class MlpResult:
     learning_rate: float
     best_epoch: int
     valid_score: float
-    probabilities: FloatArray
+    outputs: FloatArray
     state: dict[str, FloatArray]
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -130,7 +139,7 @@ def initial_state(dim: int, n_classes: int, seed: int) -> dict[str, Tensor]:
 
 def train_mlp(
     features: FloatArray,
-    target: IndexArray,
+    target: npt.NDArray[Any],
     n_classes: int,
     jobs: Sequence[MlpJob],
     settings: MlpSettings,
@@ -144,19 +153,20 @@ def train_mlp(
 ) -> list[MlpResult]:
     """Train one probe per job and learning rate, and predict each job's test clips with the chosen one.
 
-    Validation follows every epoch; the first epoch with the strictly best accuracy is kept. The learning rate with the
-    best kept accuracy wins, the first in the grid among equals. An epoch with NaN or Inf among its validation logits
+    Validation follows every epoch; the first epoch with the strictly best score is kept: accuracy, macro mAP or mean
+    squared error, by loss. The learning rate with the best kept score wins, the first in the grid among equals. An epoch with NaN or Inf among its validation logits
     is never kept.
 
     Args:
         features: ``(clips, dim)`` float32, one pooled embedding per clip.
-        target: ``(clips,)`` class indices, 0 to ``n_classes - 1``; only rows that a job uses are looked at.
-        n_classes: number of classes, at least 2.
+        target: by loss: ``(clips,)`` class indices int64, 0 to ``n_classes - 1``; ``(clips, n_classes)`` 0 and 1, uint8;
+            ``(clips,)`` numbers, float32. Only rows that a job uses are looked at.
+        n_classes: number of classes, at least 2; 1 for a number.
         jobs: folds and seeds.
         settings: epochs, batch size and learning rates.
         device: torch device; the order of batches and the initial weights do not depend on it.
-        recordings: ``(clips,)`` id of the recording each clip is a crop of. When given, the mean probabilities of a
-            recording's crops decide in validation, and the recording is counted once.
+        recordings: ``(clips,)`` id of the recording each clip is a crop of. When given, the mean probabilities (or
+            numbers) of a recording's crops decide in validation, and the recording is counted once.
         progress: called with (done, total) epochs.
         shuffle: ``False`` keeps the order of ``train`` in every epoch.
         init: initial weights for every job instead of seeded ones, named as in :attr:`MlpResult.state`.
@@ -175,10 +185,11 @@ def train_mlp(
         >>> rows = np.arange(16)
         >>> job = MlpJob("1", rows[:8], rows[8:12], rows[12:], seed=0)
         >>> (result,) = train_mlp(x, y, 2, [job], MlpSettings(batch_size=4, learning_rates=(1e-3, 1e-1)))
-        >>> result.probabilities.argmax(axis=1).tolist()
+        >>> result.outputs.argmax(axis=1).tolist()
         [0, 1, 0, 1]
     """
-    _check(features, target, n_classes, jobs, recordings)
+    splits = [(job.fold, job.train, job.valid, job.test) for job in jobs]
+    check_inputs(features, target, n_classes, splits, recordings, settings.loss)
     dim = features.shape[1]
     if init is None:
         # Folds of one seed start from the same weights: drawn once.
@@ -188,7 +199,8 @@ def train_mlp(
         states = [{key: torch.as_tensor(np.asarray(value)) for key, value in init.items()}] * len(jobs)
     with torch.inference_mode():
         x = torch.nn.functional.layer_norm(tensor_of(features, device), (dim,))
-        clips = Clips(x, tensor_of(target, device), n_classes, recordings)
+        clips = Clips(x, tensor_of(target, device), n_classes, recordings, settings.loss)
+        units = [_unit(target, job, settings) for job in jobs]
         budget = stack_bytes or (_STACK_BYTES_CPU if x.device.type == "cpu" else _STACK_BYTES)
         slices = _slices(jobs, len(settings.learning_rates), parameter_count(dim, n_classes), budget)
         found = [_Candidate() for _ in jobs]
@@ -199,13 +211,14 @@ def train_mlp(
                 clips,
                 [jobs[j] for j in job_rows],
                 [states[j] for j in job_rows],
+                [units[j] for j in job_rows],
                 [settings.learning_rates[rate] for rate in rate_rows],
                 settings,
                 [found[j] for j in job_rows],
                 shuffle=shuffle,
                 report=report,
             )
-        return [_result(clips, job, candidate) for job, candidate in zip(jobs, found, strict=True)]
+        return [_result(clips, *one) for one in zip(jobs, found, units, strict=True)]
 
 
 @dataclass
@@ -230,44 +243,12 @@ class _Progress:
         self.call(self.done, self.total)
 
 
-def _check(
-    features: FloatArray, target: IndexArray, n_classes: int, jobs: Sequence[MlpJob], recordings: IndexArray | None
-) -> None:
-    if features.ndim != 2 or target.shape != features.shape[:1]:
-        raise ProbeError(
-            f"Wanted features (clips, dim) and one class index per clip, found {features.shape} and {target.shape}."
-        )
-    if features.dtype != np.float32 or target.dtype != np.int64:
-        raise ProbeError(f"Wanted float32 features and int64 targets, found {features.dtype} and {target.dtype}.")
-    if recordings is not None and recordings.shape != target.shape:
-        raise ProbeError(f"Wanted one recording id per clip {target.shape}, found {recordings.shape}.")
-    if n_classes < 2:
-        raise ProbeError(
-            f"Wanted at least 2 classes, found {n_classes}.", hint="A probe needs something to tell apart."
-        )
-    for job in jobs:
-        for name, rows in (("train", job.train), ("valid", job.valid), ("test", job.test)):
-            if len(rows) == 0:
-                raise ProbeError(f"Wanted clips in every split, found none in {name}.", where=f"fold {job.fold}")
-            if rows.min() < 0 or rows.max() >= len(features):
-                raise ProbeError(
-                    f"Wanted rows 0 to {len(features) - 1} in {name}, found {rows.min()} to {rows.max()}.",
-                    where=f"fold {job.fold}",
-                )
-        for labels in (target[job.train], target[job.valid]):
-            if labels.min() < 0 or labels.max() >= n_classes:
-                raise ProbeError(
-                    f"Wanted class indices 0 to {n_classes - 1}, found {labels.min()} to {labels.max()}.",
-                    where=f"fold {job.fold}",
-                )
-    sums = features.sum(axis=1, dtype=np.float64)
-    if not np.isfinite(sums).all():
-        row = int(np.flatnonzero(~np.isfinite(sums))[0])
-        raise ProbeError(
-            "Wanted finite features, found NaN or Inf.",
-            where=f"row {row}",
-            hint="Verify the store; an encoder that returns NaN is refused when it embeds.",
-        )
+def _unit(target: npt.NDArray[Any], job: MlpJob, settings: MlpSettings) -> Unit:
+    """Return mean and deviation of the training clips' numbers, or (0, 1) where they are learnt as they are."""
+    if not (settings.loss == "mse" and settings.standardise):
+        return 0.0, 1.0
+    numbers = target[job.train].astype(np.float64)
+    return float(numbers.mean()), float(numbers.std()) or 1.0
 
 
 def _slices(
@@ -290,6 +271,7 @@ def _train_slice(
     clips: Clips,
     jobs: Sequence[MlpJob],
     states: Sequence[Mapping[str, Tensor]],
+    units: Sequence[Unit],
     rates: Sequence[float],
     settings: MlpSettings,
     candidates: Sequence[_Candidate],
@@ -298,7 +280,8 @@ def _train_slice(
     report: _Progress | None,
 ) -> None:
     """Train one stack and put what is better than before into the candidates."""
-    device = str(clips.x.device)
+    device, loss_name, sign = str(clips.x.device), settings.loss, SIGN[settings.loss]
+    mean, scale = (torch.tensor(values, device=device).unsqueeze(-1) for values in zip(*units, strict=True))
     sizes = [len(job.train) for job in jobs]
     stack = Stack(states, n_rates=len(rates), sizes=sizes, device=device)
     batches = Batches(sizes, settings.batch_size, device)
@@ -315,12 +298,18 @@ def _train_slice(
         loss = torch.zeros(len(jobs), len(rates), device=device)
         for rows, weight, count in batches.epoch(order):
             x = clips.x.index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
-            loss[: len(rows)] += count * stack.step(x, clips.target[rows], weight, current)
+            target = clips.target[rows]
+            if loss_name == "mse":
+                target = (target - mean[: len(rows)]) / scale[: len(rows)]
+            loss[: len(rows)] += count * stack.step(x, target, weight, current, loss_name)
         losses[epoch] = loss.cpu().numpy().T / sizes
         for group in shared.values():
             weight, bias = stack.shape.effective(stack.values[:, group].flatten(0, 1))
-            found = clips.accuracy(jobs[group[0]].valid, weight, bias)
-            scores[epoch][:, group] = np.reshape(found, (len(rates), len(group)))
+            if loss_name == "mse":
+                times = scale[group].repeat(len(rates), 1)
+                weight, bias = weight * times.unsqueeze(-1), bias * times + mean[group].repeat(len(rates), 1)
+            found = clips.scores(jobs[group[0]].valid, weight, bias)
+            scores[epoch][:, group] = sign * np.reshape(found, (len(rates), len(group)))
         better = scores[epoch] > best  # never true for NaN
         best[better] = scores[epoch][better]
         best_epoch[better] = epoch + 1
@@ -332,7 +321,7 @@ def _train_slice(
             candidate.history.append(
                 {
                     "learning_rate": rate,
-                    "valid": [_number(value) for value in scores[:, r, j]],
+                    "valid": [_number(sign * value) for value in scores[:, r, j]],
                     "train_loss": [_number(value) for value in losses[:, r, j]],
                 }
             )
@@ -346,7 +335,7 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _result(clips: Clips, job: MlpJob, candidate: _Candidate) -> MlpResult:
+def _result(clips: Clips, job: MlpJob, candidate: _Candidate, unit: Unit) -> MlpResult:
     if candidate.values is None:
         tried = ", ".join(f"{row['learning_rate']:g}" for row in candidate.history)
         raise ProbeError(
@@ -355,13 +344,17 @@ def _result(clips: Clips, job: MlpJob, candidate: _Candidate) -> MlpResult:
             hint="Add a smaller learning rate to the grid.",
         )
     shape = Shape(clips.n_classes, clips.x.shape[1])
+    mean, scale = unit  # folded into the linear layer, which then gives numbers in their own unit
+    weight, bias, *_ = shape.parts(candidate.values)
+    weight.mul_(scale)
+    bias.mul_(scale).add_(mean)
     return MlpResult(
         fold=job.fold,
         seed=job.seed,
         learning_rate=candidate.learning_rate,
         best_epoch=candidate.best_epoch,
-        valid_score=candidate.valid_score,
-        probabilities=clips.probabilities(job.test, *shape.effective(candidate.values)),
+        valid_score=SIGN[clips.loss] * candidate.valid_score,
+        outputs=clips.outputs(job.test, *shape.effective(candidate.values)),
         state={key: value.cpu().numpy().copy() for key, value in shape.state(candidate.values).items()},
         history=candidate.history,
     )

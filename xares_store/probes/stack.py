@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from xares_store.probes.losses import Loss, loss_and_gradient
+
 IndexArray = npt.NDArray[np.int64]
 
 # Parameters, gradient, two moments, the best checkpoint and two work buffers of the size of the parameters.
@@ -161,14 +163,17 @@ class Stack:
             where = torch.from_numpy(better).to(self.values.device)
             self.best[where] = self.values[where]
 
-    def step(self, x: Tensor, target: Tensor, weight: Tensor, learning_rates: Sequence[float]) -> Tensor:
-        """Take one Adam step with the mean cross entropy of a batch per job.
+    def step(
+        self, x: Tensor, target: Tensor, weight: Tensor, learning_rates: Sequence[float], loss: Loss = "cross-entropy"
+    ) -> Tensor:
+        """Take one Adam step with the mean loss of a batch per job.
 
         Args:
             x: normalised features ``(active, batch, dim)`` of the first ``active`` jobs.
-            target: class indices ``(active, batch)``.
+            target: what :func:`~xares_store.probes.losses.loss_and_gradient` wants, of the first ``active`` jobs.
             weight: ``(active, batch)``: 1 / (clips in the job's batch), 0 for rows that only fill up the batch.
             learning_rates: one per rate.
+            loss: by kind of target.
 
         Returns:
             Loss of every probe before the step, ``(active, rates)``.
@@ -186,13 +191,7 @@ class Stack:
             torch.add(shift, self._bias[rate, :active], out=bias[:, rate])
         flat = effective.view(active, rates * classes, dim)
         logits = torch.baddbmm(bias.view(active, 1, rates * classes), x, flat.transpose(1, 2))
-        log_probability = torch.log_softmax(logits.view(active, batch, rates, classes), dim=-1)
-        picked = target.view(active, batch, 1, 1).expand(-1, -1, rates, -1)
-        loss = -(log_probability.gather(-1, picked).squeeze(-1) * weight.unsqueeze(-1)).sum(dim=1)
-
-        grad = log_probability.exp_()
-        grad.scatter_add_(-1, picked, torch.full_like(picked, -1, dtype=grad.dtype))
-        grad.mul_(weight.view(active, batch, 1, 1))
+        value, grad = loss_and_gradient(loss, logits.view(active, batch, rates, classes), target, weight)
         grad_sum = grad.sum(dim=1).transpose(0, 1)  # (rates, active, classes)
         torch.bmm(
             grad.view(active, batch, rates * classes).transpose(1, 2),
@@ -209,7 +208,7 @@ class Stack:
             self._grad_beta[rate, :active] = torch.bmm(grad_sum[rate].unsqueeze(1), stacked_weight[rate]).squeeze(1)
         self._grad_bias[:, :active] = grad_sum
         self._update(active, learning_rates)
-        return loss
+        return value
 
     def _update(self, active: int, learning_rates: Sequence[float]) -> None:
         cohorts = [index for index, (first, _) in enumerate(self._cohorts) if first < active]

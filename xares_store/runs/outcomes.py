@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xares_store.device import resolve_device, set_threads
 from xares_store.probes.knn import knn_predict, neighbours
 from xares_store.protocol import Fold
+from xares_store.runs.clip_scores import score_multilabel, score_regression
 from xares_store.runs.features import Features
 from xares_store.runs.provenance import describe_device
 from xares_store.runs.request import Request
 from xares_store.runs.score import Scored, score_run
 from xares_store.task import Task
+
+if TYPE_CHECKING:
+    from xares_store.probes.losses import Loss
 
 
 def outcomes(
@@ -53,7 +57,12 @@ def outcomes(
         return retrieval_outcomes(
             task, request, settings, [seed for seed in seeds if seed is not None], features, progress
         )
-    score = partial(score_run, features, labels=task.labels, metrics=task.metric.names, vote=vote)
+    kind = task.target.kind
+    score: Callable[..., Scored]
+    if kind == "single-label":
+        score = partial(score_run, features, labels=task.labels, metrics=task.metric.names, vote=vote)
+    else:
+        score = partial(score_multilabel if kind == "multi-label" else score_regression, task, features, vote=vote)
     if probe == "knn":
         probabilities = [
             knn_predict(features.values, features.target, len(task.labels), fold.knn_train, fold.test, **settings)
@@ -68,6 +77,9 @@ def outcomes(
     return _train(
         task, request, settings, [seed for seed in seeds if seed is not None], features, vote, progress, score
     )
+
+
+_LOSSES: dict[str, Loss] = {"single-label": "cross-entropy", "multi-label": "bce", "regression": "mse"}
 
 
 def _train(
@@ -91,12 +103,15 @@ def _train(
     outcome = train_mlp(
         features.values,
         features.target,
-        len(task.labels),
+        len(task.labels) or 1,
         [job(fold, seed) for seed in seeds for fold in features.folds],
         MlpSettings(
             epochs=settings["epochs"],
             batch_size=settings["batch_size"],
             learning_rates=tuple(settings["learning_rates"]),
+            loss=_LOSSES[task.target.kind],
+            # The published definition learns the numbers as they are.
+            standardise=request.protocol == "strict",
         ),
         device=device,
         recordings=features.recording if vote else None,
@@ -107,7 +122,7 @@ def _train(
         mine = {result.fold: result for result in outcome if result.seed == seed}
         ordered = [mine[fold.name] for fold in features.folds]
         found[seed] = score(
-            [result.probabilities for result in ordered],
+            [result.outputs for result in ordered],
             details={
                 "folds": [
                     {

@@ -1,0 +1,85 @@
+"""What the clip probe is trained with, by kind of target: loss and gradient of a stack, and how validation is scored.
+
+* ``cross-entropy``: one class a clip; validated by accuracy.
+* ``bce``: any number of classes a clip, binary cross entropy as a mean over all elements; validated by macro mAP.
+* ``mse``: one number a clip, squared error; validated by the mean squared error.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from xares_store.metrics.aggregate import mean_over, sigmoid
+from xares_store.metrics.ranking import average_precisions
+
+Loss = Literal["cross-entropy", "bce", "mse"]
+# What a validation score is multiplied with to make more of it better.
+SIGN: dict[Loss, float] = {"cross-entropy": 1.0, "bce": 1.0, "mse": -1.0}
+
+
+def loss_and_gradient(loss: Loss, logits: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss of every probe and its gradient.
+
+    Args:
+        loss: which one.
+        logits: ``(jobs, batch, rates, outputs)``; may be overwritten.
+        target: class indices or numbers ``(jobs, batch)``, or 0 and 1 ``(jobs, batch, outputs)``.
+        weight: ``(jobs, batch)``: 1 / (clips in the job's batch), 0 for rows that only fill up the batch.
+
+    Returns:
+        Loss ``(jobs, rates)`` and gradient of the logits ``(jobs, batch, rates, outputs)``.
+    """
+    per_clip = weight.unsqueeze(-1)
+    if loss == "cross-entropy":
+        picked = target.view(*target.shape, 1, 1).expand(-1, -1, logits.shape[2], -1)
+        log_probability = torch.log_softmax(logits, dim=-1)
+        value = -(log_probability.gather(-1, picked).squeeze(-1) * per_clip).sum(dim=1)
+        grad = log_probability.exp_()
+        grad.scatter_add_(-1, picked, torch.full_like(picked, -1, dtype=grad.dtype))
+    elif loss == "bce":
+        wanted = target.unsqueeze(2)
+        outputs = logits.shape[-1]
+        element = torch.nn.functional.softplus(logits) - logits * wanted
+        value = (element.mean(dim=-1) * per_clip).sum(dim=1)
+        grad = logits.sigmoid_().sub_(wanted).div_(outputs)
+    else:
+        grad = logits - target.view(*target.shape, 1, 1)
+        value = (grad.squeeze(-1).square() * per_clip).sum(dim=1)
+        grad = grad.mul_(2)
+    return value, grad.mul_(per_clip.unsqueeze(-1))
+
+
+def validation_scores(
+    loss: Loss, outputs: npt.NDArray[np.float32], target: npt.NDArray[np.float32], items: npt.NDArray[np.intp] | None
+) -> list[float]:
+    """Score several probes on the same clips by mAP or mean squared error.
+
+    Args:
+        loss: ``bce`` or ``mse``.
+        outputs: ``(clips, models, outputs)``: logits, or numbers.
+        target: ``(clips, outputs)`` 0 and 1, or ``(clips,)`` numbers.
+        items: ``(clips,)`` number of the recording each clip is a crop of, from 0; crops vote with their mean.
+
+    Returns:
+        One value a model; NaN for a model whose outputs are not all finite.
+    """
+    found: list[float] = []
+    for model in range(outputs.shape[1]):
+        values: npt.NDArray[Any] = outputs[:, model]
+        if not np.isfinite(values).all():
+            found.append(math.nan)
+            continue
+        wanted: npt.NDArray[Any] = target
+        if items is not None:
+            values, wanted = mean_over(sigmoid(values) if loss == "bce" else values, items), mean_over(target, items)
+        if loss == "bce":
+            found.append(float(average_precisions(wanted > 0.5, values).mean()))
+        else:
+            found.append(float(np.square(values[:, 0].astype(np.float64) - wanted).mean()))
+    return found
