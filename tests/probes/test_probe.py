@@ -5,13 +5,15 @@ import subprocess
 import sys
 from dataclasses import fields
 
+from xares_store.kinds import PROBES_OF_KIND
+from xares_store.measures import Knn, Mlp
 from xares_store.probes import knn, mlp
 from xares_store.probes.probe import PROBES
-from xares_store.measures import Knn, Mlp
 
 
 def test_a_task_without_settings_gets_the_defaults_of_the_probes():
-    assert dict(Mlp()) == {field.name: field.default for field in fields(mlp.MlpSettings)}
+    defaults = {field.name: field.default for field in fields(mlp.MlpSettings)}
+    assert dict(Mlp()) == {name: defaults[name] for name in ("epochs", "batch_size", "learning_rates")}
     parameters = inspect.signature(knn.knn_predict).parameters
     assert dict(Knn()) == {name: parameters[name].default for name in ("k", "temperature")}
 
@@ -20,7 +22,10 @@ def test_probes_are_known_by_their_names():
     assert {name: (probe.name, probe.seeded) for name, probe in PROBES.items()} == {
         "mlp": ("mlp", True),
         "knn": ("knn", False),
+        "frame": ("frame", True),
+        "retrieval": ("retrieval", True),
     }
+    assert {name for names in PROBES_OF_KIND.values() for name in names} == set(PROBES)
 
 
 def test_describing_probes_and_voting_imports_no_torch():
