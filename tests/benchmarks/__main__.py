@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("embed", "decode", "evaluate", "probes")
+NAMES = ("embed", "decode", "evaluate", "probes", "import")
 
 
 def main() -> int:

@@ -115,7 +115,7 @@ def test_a_file_name_that_is_no_text_is_imported_too(tmp_path: Path) -> None:
     source = class_folder(tmp_path / "source", classes=("a", "b"), each=4)
     odd = os.fsencode(source / "a") + b"/caf\xe9.wav"
     write_sound(source / "a" / "tmp.wav", 99)
-    os.rename(source / "a" / "tmp.wav", odd)
+    (source / "a" / "tmp.wav").rename(os.fsdecode(odd))
     report = import_audio(source, name="odd", out=tmp_path / "out", folds=2)
     assert report.clips == 9
     assert "a/caf\\xe9.wav" in {path for paths in labels_by_split(tmp_path / "out", "odd").values() for path in paths}

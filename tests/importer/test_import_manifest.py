@@ -240,7 +240,7 @@ def test_a_leaking_group_is_refused_by_name_with_two_of_its_files(audio: Path, t
     ]
     assert import_audio(write_csv(audio / "m.csv", rows), name="x", out=tmp_path / "out").clips == N
     rows[9]["speaker"] = "s2"
-    with pytest.raises(ValueError, match='"s2": a/02.wav in train, a/09.wav in test'):
+    with pytest.raises(ValueError, match=r'"s2": a/02\.wav in train, a/09\.wav in test'):
         import_audio(write_csv(audio / "m.csv", rows), name="y", out=tmp_path / "out")
     assert not (tmp_path / "out" / "y").exists()
     report = import_audio(audio / "m.csv", name="y", out=tmp_path / "out", group_column="none")

@@ -20,7 +20,7 @@ from xares_store.errors import AudioError, ConfigError, ProtocolError, StoreErro
 from xares_store.importer import examine, state
 from xares_store.importer.imports import plan_import
 
-KILLS = 12
+KILLS = 8
 SCRIPT = """
 import sys, time
 from xares_store.importer import examine

@@ -7,11 +7,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import google_crc32c
+import numpy as np
 
 from xares_store.audio.samples import AUDIO_SUFFIXES
-from xares_store.audio.waveform import DecodeError, decode
+from xares_store.audio.waveform import DecodeError, Signal, decode
 from xares_store.importer.plan import PlannedClip
 
 # A hand-over between threads costs about as much as a short clip, so several are handed over at once.
@@ -41,26 +43,30 @@ class Examined:
     reason: str | None = None
 
 
-def hash_bytes(data: bytes) -> str:
+def hash_bytes(data: bytes | Signal) -> str:
     """Return 64 bits of checksum: two CRCs of different polynomials, fast enough not to slow decoding down.
 
     They tell any two files or waveforms apart that were not made to be confused.
+
+    Args:
+        data: bytes, or an array without gaps that nobody may write to (which spares a copy).
 
     Example:
         >>> hash_bytes(b"")
         '0000000000000000'
     """
-    return f"{google_crc32c.value(data):08x}{zlib.crc32(data):08x}"
+    buffer: Any = data  # that an array is one is not said in the types of this Python
+    return f"{google_crc32c.value(buffer):08x}{zlib.crc32(buffer):08x}"
 
 
-def examine(data: bytes, ext: str) -> Examined:
+def examine(data: bytes, ext: str, content: str) -> Examined:
     """Decode a file and hash what came out.
 
     Args:
         data: the whole file.
         ext: its suffix, for the message when the format is one that cannot be read.
+        content: hash of ``data``.
     """
-    content = hash_bytes(data)
     if ext not in AUDIO_SUFFIXES:
         reason = f"The format .{ext} cannot be read; convert the file to flac or wav, for example with ffmpeg."
         return Examined(len(data), content, None, 0.0, "undecodable", reason)
@@ -68,7 +74,9 @@ def examine(data: bytes, ext: str) -> Examined:
         audio, rate_hz = decode(data)
     except DecodeError as error:
         return Examined(len(data), content, None, 0.0, error.kind, error.message)
-    waveform = f"{rate_hz}:{len(audio)}:{hash_bytes(audio.tobytes())}"
+    audio = np.ascontiguousarray(audio)
+    audio.flags.writeable = False
+    waveform = f"{rate_hz}:{len(audio)}:{hash_bytes(audio)}"
     return Examined(len(data), content, waveform, len(audio) / rate_hz)
 
 
@@ -121,7 +129,7 @@ class Reader:
         same = (len(data), content, clip.ext)
         result = self._by_content.get(same)
         if result is None:
-            result = self._by_content[same] = examine(data, clip.ext)
+            result = self._by_content[same] = examine(data, clip.ext, content)
         return result
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
-import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ import soundfile
 
 from xares_store.device import usable_cores
 from xares_store.errors import AudioError, ConfigError, ProtocolError, StoreError, XaresError
-from xares_store.importer.examine import Examined, Reader, examine
+from xares_store.importer.examine import Examined, Reader, examine, hash_bytes
 from xares_store.importer.options import Options
 from xares_store.importer.plan import Plan, PlannedClip, PlannedShard, shard_patterns
 from xares_store.importer.prepare import Prepared, prepare
@@ -30,6 +28,7 @@ from xares_store.importer.report import (
 from xares_store.importer.splits import Division
 from xares_store.importer.state import Working, refuse_small_disk
 from xares_store.importer.table import lines
+from xares_store.importer.tar import TarWriter
 from xares_store.importer.taskfile import vocabulary_file
 from xares_store.store.files import disk_errors, temporary_name
 
@@ -96,8 +95,8 @@ def _headers(plan: Plan, workers: int) -> dict[str, Examined]:
         try:
             info = soundfile.info(str(path) if path is not None else io.BytesIO(clip.record.blob.read()))
         except (soundfile.SoundFileError, XaresError, OSError):
-            kind = examine(clip.record.blob.read(), clip.ext)
-            return clip.key, kind
+            data = clip.record.blob.read()
+            return clip.key, examine(data, clip.ext, hash_bytes(data))
         return clip.key, Examined(nbytes, "", None, info.frames / info.samplerate)
 
     clips = [clip for shard in plan.shards for clip in shard.clips]
@@ -200,28 +199,35 @@ class PlannedImport:
                 missing.append(shard)
         reader = Reader(_workers(self._options), self.working.known())
         results = reader.run([clip for shard in missing for clip in shard.clips])
-        for shard in missing:
-            facts |= self._shard(shard, results)
+        with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
+            committing: Future[None] | None = None
+            for shard in missing:
+                temporary, found = self._shard(shard, results)
+                if committing is not None:  # at most one shard waits for the disk while the next one is read
+                    committing.result()
+                committing = committer.submit(self.working.commit, shard.file, temporary, found)
+                facts |= found
+            if committing is not None:
+                committing.result()
         return facts
 
     def _shard(
         self, shard: PlannedShard, results: Iterator[tuple[PlannedClip, bytes, Examined]]
-    ) -> dict[str, Examined]:
+    ) -> tuple[Path, dict[str, Examined]]:
+        """Write one shard under a temporary name."""
         facts: dict[str, Examined] = {}
         temporary = self.working.work / temporary_name()
         with temporary.open("wb", buffering=1 << 20) as stream:
-            with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                for _ in shard.clips:
-                    clip, data, found = next(results)
-                    facts[clip.key] = found
-                    if found.kind is None:
-                        _add(tar, f"{clip.key}.{clip.ext}", data)
-                        _add(tar, f"{clip.key}.json", clip.record.text.encode())
-                    self._advance(len(data), shard.file)
-            stream.flush()
-            os.fsync(stream.fileno())
-        self.working.commit(shard.file, temporary, facts)
-        return facts
+            tar = TarWriter(stream)
+            for _ in shard.clips:
+                clip, data, found = next(results)
+                facts[clip.key] = found
+                if found.kind is None:
+                    tar.add(f"{clip.key}.{clip.ext}", data)
+                    tar.add(f"{clip.key}.json", clip.record.text.encode())
+                self._advance(len(data), shard.file)
+            tar.end()
+        return temporary, facts
 
     def _refuse(self, report: ImportReport) -> None:
         """Refuse what nobody has allowed; the shards stay, so that allowing it takes no second reading."""
@@ -283,13 +289,6 @@ class PlannedImport:
             reused_shards=self._reused,
             dry_run=dry_run,
         )
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Add a member without times and owners, so that equal content gives equal bytes."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
 
 
 def _workers(options: Options) -> int:

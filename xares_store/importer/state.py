@@ -6,18 +6,20 @@ hold. When it is done, ``import.json`` says what was made, and ``.import`` is go
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from xares_store.errors import ConfigError, CorruptError, StoreError
+from xares_store.fingerprint import canonical_json
 from xares_store.importer.examine import Examined
-from xares_store.store.files import TMP_PREFIX, atomic_write, read_small, seal, sync_folder, unseal
+from xares_store.store.files import TMP_PREFIX, atomic_write, read_small, seal, sync_file, sync_folder, unseal
 
 WORK = ".import"
 REPORT = "import.json"
@@ -143,7 +145,7 @@ class Working:
 
     def join(self, joined: list[list[str]], facts: dict[str, Examined], files: Sequence[str]) -> None:
         """Begin the second round: the shards change, what is known of the files stays."""
-        atomic_write(self.work / _FACTS, seal({key: asdict(value) for key, value in facts.items()}))
+        atomic_write(self.work / _FACTS, seal({"clips": _pack(facts)}))
         both = list(dict.fromkeys([*self._plan["files"], *files]))
         self._write_plan({**self._plan, "joined": joined, "files": both})
 
@@ -152,7 +154,7 @@ class Working:
         if self.joined is None:
             return {}
         path = self.work / _FACTS
-        return {key: Examined(**value) for key, value in unseal(read_small(path, limit=1 << 32), where=path).items()}
+        return _unpack(unseal(read_small(path, limit=1 << 32), where=path)["clips"])
 
     def committed(self, file: str) -> dict[str, Examined] | None:
         """Return what the files of a committed shard hold, or None when it is not there."""
@@ -162,15 +164,15 @@ class Working:
                 return None
         except (CorruptError, OSError):
             return None
-        return {key: Examined(**value) for key, value in found["clips"].items()}
+        return _unpack(found["clips"])
 
     def commit(self, file: str, temporary: Path, clips: dict[str, Examined]) -> None:
         """Put a shard in its place: the file first, then the note that says so."""
+        sync_file(temporary)
         size = temporary.stat().st_size
         temporary.replace(self.folder / file)
         sync_folder(self.folder)
-        record = {"tar_bytes": size, "clips": {key: asdict(value) for key, value in clips.items()}}
-        atomic_write(self._facts(file), seal(record))
+        atomic_write(self._facts(file), seal({"tar_bytes": size, "clips": _pack(clips)}))
 
     def finish(self, report: dict[str, Any], keep: Sequence[str], labels: Sequence[str], task_text: str) -> None:
         """Write what was made, then the task file; remove shards that are no part of it, and the notes.
@@ -202,6 +204,15 @@ class Working:
     def _write_plan(self, plan: dict[str, Any]) -> None:
         self._plan = plan
         atomic_write(self.work / _PLAN, seal(plan))
+
+
+def _pack(clips: Mapping[str, Examined]) -> str:
+    """Return facts as one text: JSON inside JSON, because laying every value out on a line of its own takes longer."""
+    return canonical_json([[key, *astuple(value)] for key, value in clips.items()])
+
+
+def _unpack(text: str) -> dict[str, Examined]:
+    return {key: Examined(*values) for key, *values in json.loads(text)}
 
 
 def refuse_small_disk(folder: Path, needed: int) -> None:
