@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,11 @@ def test_unknown_labels_of_a_dataset_are_named(tmp_path: Path) -> None:
     made(content).save_to_disk(tmp_path / "d")
     with pytest.raises(ValueError, match=r"row\[4\] .*: no label"):
         import_audio(tmp_path / "d", name="x", out=tmp_path / "out")
+
+
+def test_without_the_library_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(rows()).save_to_disk(tmp_path / "d")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match="datasets is needed") as caught:
+        import_audio(tmp_path / "d", name="x", out=tmp_path / "out")
+    assert "xares-store[hf]" in str(caught.value)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.importer.material import members, write_csv, write_files, write_sound
-from xares_store import embed, import_audio, load_task
+from xares_store import embed, evaluate, import_audio, load_task
 from xares_store.errors import ConfigError, LabelError
 from xares_store.kinds import Captions, Events, MultiLabel, Regression, SingleLabel, Transcript
 
@@ -156,7 +156,7 @@ CELLS: dict[str, list[dict[str, object]]] = {
 
 
 @pytest.mark.parametrize("kind", CELLS)
-def test_every_kind_can_be_embedded_at_once(audio: Path, tmp_path: Path, kind: str) -> None:
+def test_every_kind_can_be_embedded_and_evaluated_at_once(audio: Path, tmp_path: Path, kind: str) -> None:
     rows = [{"path": n, **cells} for n, cells in zip(NAMES, CELLS[kind], strict=True)]
     (audio / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     report = import_audio(audio / "m.jsonl", name="x", out=tmp_path / "out", split=(0.5, 0.25, 0.25))
@@ -164,6 +164,11 @@ def test_every_kind_can_be_embedded_at_once(audio: Path, tmp_path: Path, kind: s
     result = embed("logmel", [report.task], store=tmp_path / "s", data=tmp_path / "out", workers=0, device="cpu")
     assert result.ok
     assert (result.clips, result.bad_labels) == (N, [])
+    if kind == "transcript":  # evaluated by a language model
+        return
+    scored = evaluate(tmp_path / "s", seeds=1, epochs=1, device="cpu")
+    assert not scored.failed
+    assert scored.results
 
 
 def test_missing_files_are_named_before_anything_is_written(audio: Path, tmp_path: Path) -> None:
