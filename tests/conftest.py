@@ -9,6 +9,11 @@ import pytest
 
 from tests.toy import encoder_file, make_toy, toy
 
+# Test processes side by side: threads that compute in step lose far more to a busy core than they gain. Read when torch is
+# first imported, which no test module has done yet, and inherited by the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 __all__ = ["encoder_file", "esc10_dir", "make_toy", "toy"]
 
 

@@ -14,6 +14,12 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def compute_threads() -> int:
+    """Return how many threads may compute: a usable core each, or fewer where ``OMP_NUM_THREADS`` says so."""
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(usable_cores(), int(told)) if told.isdecimal() and int(told) > 0 else usable_cores()
+
+
 def resolve_device(device: str) -> str:
     """Turn ``auto`` into the best device present and check that a named one exists.
 
@@ -51,5 +57,5 @@ def set_threads() -> None:
     """Give torch as many threads as there are usable cores; more than that costs a factor of ten."""
     import torch
 
-    if torch.get_num_threads() > usable_cores():
-        torch.set_num_threads(usable_cores())
+    if torch.get_num_threads() > compute_threads():
+        torch.set_num_threads(compute_threads())

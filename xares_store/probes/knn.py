@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from xares_store.device import usable_cores
+from xares_store.device import compute_threads
 from xares_store.errors import ProbeError
 
 FloatArray = npt.NDArray[np.float32]
@@ -174,7 +174,7 @@ def _searching(threads: int | None) -> Iterator[Any]:
     import faiss  # late: it takes 0.2 s and must not be loaded before a fork
 
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(threads or usable_cores())
+    faiss.omp_set_num_threads(threads or compute_threads())
     try:
         yield lambda query, train, count: faiss.knn(query, train, count, metric=faiss.METRIC_INNER_PRODUCT)
     finally:
