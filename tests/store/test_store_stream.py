@@ -119,7 +119,7 @@ def test_epochs_draw_blocks_from_other_places_of_the_store() -> None:
     first, second = (source.plan(rows, epoch=epoch, batch=8, block_bytes=32_000) for epoch in (1, 2))
     assert [part.tolist() for part in first] != [part.tolist() for part in second]
     for part in first[:-1]:
-        assert len(np.flatnonzero(np.diff(part) > 1)) >= 8  # many runs in one block
+        assert len(np.flatnonzero(np.diff(part) > 1)) >= 4  # several runs in one block
         assert (np.diff(part) == 1).mean() > 0.8  # each of many neighbours
     flat = np.concatenate(source.plan(rows, block_bytes=32_000))
     assert flat.tolist() == rows.tolist()
@@ -145,9 +145,9 @@ def test_kept_clips_are_read_once(store: Store, monkeypatch: pytest.MonkeyPatch)
     for row, found in source.read(everything, block_bytes=700):
         np.testing.assert_array_equal(found, frames[row])
     assert sum(values.nbytes for values in source._kept.values()) == half
-    # No view of a kept clip holds on to the frames of others.
-    bases = {id(values.base): values.base for values in source._kept.values() if values.base is not None}
-    assert sum(base.nbytes for base in bases.values()) <= half
+    assert all(
+        values.base is None for values in source._kept.values()
+    )  # no view, which would hold on to its neighbours
     assert source.keep(everything, 0) == 0
     assert not source._kept
 
@@ -159,8 +159,7 @@ def test_a_gap_between_kept_clips_is_not_kept(store: Store) -> None:
     assert kept == sum(frames[row].nbytes for row in rows)
     for row, found in source.read(np.arange(len(frames))):
         np.testing.assert_array_equal(found, frames[row])
-    bases = {id(v if v.base is None else v.base): v if v.base is None else v.base for v in source._kept.values()}
-    assert sum(base.nbytes for base in bases.values()) <= kept
+    assert sum(values.nbytes for values in source._kept.values()) == kept
 
 
 def test_a_block_over_the_limit_stays_on_disk(store: Store) -> None:

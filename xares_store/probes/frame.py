@@ -32,7 +32,7 @@ State = Mapping[str, npt.ArrayLike]
 
 MEMORY_BYTES = 1 << 30
 # Logits of one clip for all probes that are scored together.
-CLIP_BYTES = 64 << 20
+CLIP_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _train(
                     batch = order[first : first + settings.batch_size]
                     slices = block.slices(batch, size)
                     loss[j] += len(batch) * stack.step(j, slices, int(block.n_frames[batch].sum()), current)
-            del block  # before the next one takes its place
+            del block  # it looks into the buffer that validation may replace
         losses[epoch - 1] = loss.cpu().numpy() / len(train)
         weight, bias = stack.shape.effective(stack.values.flatten(0, 1))
         scores[epoch - 1] = np.reshape(_validate(reader, valid, weight, bias, valid_score, together), shape[1:])

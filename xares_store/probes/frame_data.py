@@ -8,7 +8,6 @@ not depend on the budget.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,17 +21,18 @@ FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int64]
 Roll = Callable[[int], npt.NDArray[np.uint8]]
 
-# What slices, logits and their gradients take beside the frames of a block.
-WORK_BYTES = 64 << 20
-_SLICE_BYTES = 16 << 20
+# What slices, gradients, decoding and what the allocator holds back take beside the frames of a block: 55 to 80 MiB.
+WORK_BYTES = 96 << 20
+_SLICE_BYTES = 8 << 20
+_NORM_BYTES = 2 << 20
 
 
 def slice_rows(dim: int, columns: int) -> int:
-    """Return how many frames are worked on at once: 16 MiB of frames, logits and gradients.
+    """Return how many frames are worked on at once: 8 MiB of frames, logits and gradients.
 
     Example:
         >>> slice_rows(768, 40)
-        4629
+        2314
     """
     return max(64, _SLICE_BYTES // (4 * dim + 16 * columns))
 
@@ -44,28 +44,25 @@ class BlockFrames:
         source: where clips come from that are not in memory.
         block: its clips, in memory or not; the frames are taken over and freed.
         roll: row to targets ``(n_frames, classes)``; None where no targets are needed.
-        device: where slices are wanted.
+        buffer: room for the normalised frames of a block in memory, on the device where slices are wanted.
     """
 
-    def __init__(self, source: FrameSource, block: Block, roll: Roll | None, device: str) -> None:
+    def __init__(self, source: FrameSource, block: Block, roll: Roll | None, buffer: Tensor) -> None:
         self.rows = block.rows
         self.n_frames = source.n_frames[block.rows]
-        self._source, self._roll, self._device = source, roll, device
+        self._source, self._roll, self._device = source, roll, buffer.device
         self._x: Tensor | None = None
         self._y: Tensor | None = None
         if block.frames is None:
             return
         self._bound = np.concatenate([[0], np.cumsum(self.n_frames)])
-        self._x = torch.empty(int(self._bound[-1]), source.dim, device=device)
-        step = slice_rows(source.dim, 0)
+        self._x = buffer[: int(self._bound[-1])]
         for clip in reversed(range(len(block.rows))):
-            frames = block.frames.pop()
-            for start in range(0, len(frames), step):
-                part = frames[start : start + step]
-                first = int(self._bound[clip]) + start
-                self._x[first : first + len(part)] = _normalised(part, device)
+            self._x[int(self._bound[clip]) : int(self._bound[clip + 1])].copy_(tensor_of(block.frames.pop(), "cpu"))
+        for part in self._x.split(max(1, _NORM_BYTES // (4 * source.dim))):  # type: ignore[no-untyped-call]
+            part.copy_(_normalised(part))
         if roll is not None and len(block.rows):
-            self._y = tensor_of(np.concatenate([roll(row) for row in block.rows.tolist()]), device)
+            self._y = tensor_of(np.concatenate([roll(row) for row in block.rows.tolist()]), self._device)
 
     def slices(self, clips: IndexArray, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the frames of clips laid end to end, ``size`` at a time.
@@ -95,7 +92,7 @@ class BlockFrames:
             y = None if self._roll is None else tensor_of(self._roll(row), self._device)
             while start < count:
                 stop = min(count, start + missing)
-                held.append(_normalised(self._source.frames(row, start, stop), self._device))
+                held.append(_normalised(tensor_of(self._source.frames(row, start, stop), self._device).float()))
                 if y is not None:
                     held_y.append(y[start:stop])
                 missing -= stop - start
@@ -132,9 +129,13 @@ class FrameReader:
     ) -> None:
         self.source, self.device, self.block_bytes = source, device, block_bytes
         self._room = max(0, memory_bytes - reserved_bytes - WORK_BYTES)
-        # A block in use (normalised), the one it was made from and the one being read: three times its size at most.
-        self._share = 4 * source.dim / (4 * source.dim + n_classes)
-        self._limit = int(self._room / 3 * self._share)
+        # A block in use takes its size as float32 and its targets, the one it was made from and the one that is being
+        # read meanwhile their stored size.
+        everything = np.arange(len(source.n_frames))
+        stored = source.stored_bytes(everything) / max(1, source.float_bytes(everything))
+        self._factor = 1 + n_classes / (4 * source.dim) + 2 * stored
+        self._limit = int(self._room / self._factor)
+        self._buffer = torch.empty(0, source.dim, device=device)
 
     def keep(self, rows: IndexArray, batch: int) -> int:
         """Keep as many of these clips in memory as the budget allows beside the blocks.
@@ -148,16 +149,18 @@ class FrameReader:
         """
         source = self.source
         largest = np.sort(source.n_frames[rows])[-batch:].sum() * 4 * source.dim
-        block = min(source.float_bytes(rows), max(self.block_bytes, int(largest)))
-        if block > self._limit:
-            block = self._limit
-        stored = source.stored_bytes(rows) / max(1, source.float_bytes(rows))
-        return source.keep(rows, max(0, self._room - int(block / self._share * (1 + 2 * stored))))
+        block = min(source.float_bytes(rows), max(self.block_bytes, int(largest)), self._limit)
+        return source.keep(rows, max(0, self._room - int(block * self._factor)))
 
     def blocks(self, plan: Sequence[IndexArray], roll: Roll | None = None) -> Iterator[BlockFrames]:
-        """Yield the blocks of a plan, the next one being read meanwhile."""
+        """Yield the blocks of a plan, the next one being read meanwhile; each is valid until the next one is asked for."""
+        sizes = [self.source.float_bytes(rows) for rows in plan]
+        count = max((size for size in sizes if size <= self._limit), default=0) // (4 * self.source.dim)
+        if count > len(self._buffer):
+            self._buffer = torch.empty(0, self.source.dim, device=self.device)  # the old one goes first
+            self._buffer = torch.empty(count, self.source.dim, device=self.device)
         for block in self.source.blocks(plan, limit_bytes=self._limit):
-            yield BlockFrames(self.source, block, roll, self.device)
+            yield BlockFrames(self.source, block, roll, self._buffer)
 
     def logits(self, rows: IndexArray, weight: Tensor, bias: Tensor) -> Iterator[tuple[int, FloatArray]]:
         """Apply linear probes to the frames of clips.
@@ -191,5 +194,5 @@ class FrameReader:
                         clip, out = clip + 1, None
 
 
-def _normalised(frames: npt.NDArray[Any], device: str) -> Tensor:
-    return torch.nn.functional.layer_norm(tensor_of(frames, device).float(), (frames.shape[1],))
+def _normalised(x: Tensor) -> Tensor:
+    return torch.nn.functional.layer_norm(x, x.shape[1:])

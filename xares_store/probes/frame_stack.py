@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import softplus
 from torch.optim.adam import adam
 
 from xares_store.probes.stack import BUFFERS_PER_MODEL, Shape, parameter_count
@@ -80,17 +80,14 @@ class FrameStack:
         flat, flat_bias = weight.flatten(0, 1), bias.flatten()
         grad_flat, grad_sum = torch.zeros_like(flat), torch.zeros_like(flat_bias)
         loss = torch.zeros(rates, device=flat.device)
-        positive = torch.tensor(self._positive_weight, device=flat.device)
         for x, target in slices:
             assert target is not None
+            # With m = -z for an active frame and z for another one, the loss is log(1 + exp(m)), times its weight.
             y = target.float().unsqueeze(1)
-            logits = torch.addmm(flat_bias, x, flat.T).view(-1, rates, classes)
-            losses = binary_cross_entropy_with_logits(
-                logits, y.expand_as(logits), pos_weight=positive, reduction="none"
-            )
-            loss += losses.sum(dim=(0, 2))
-            # d/dz of w y softplus(-z) + (1 - y) softplus(z)
-            grad = logits.sigmoid_().mul_(1 + (positive - 1) * y).sub_(positive * y).flatten(1)
+            sign, weighting = 1 - 2 * y, 1 + (self._positive_weight - 1) * y
+            margin = torch.addmm(flat_bias, x, flat.T).view(-1, rates, classes).mul_(sign)
+            loss += softplus(margin).mul_(weighting).sum(dim=(0, 2))
+            grad = margin.sigmoid_().mul_(sign * weighting).flatten(1)
             grad_flat.addmm_(grad.T, x)
             grad_sum += grad.sum(dim=0)
         scale = 1.0 / (n_frames * classes)

@@ -21,12 +21,13 @@ Array = NDArray[Any]
 Indices = NDArray[np.int64]
 
 # Bytes of frames as float32, whatever they are stored as. A run is a few Zarr chunks, so that little is read twice; a
-# block is drawn from about sixteen places of the store.
+# block is drawn from eight places of the store. Training depends on both through the order of clips.
 RUN_BYTES = 8 << 20
-BLOCK_BYTES = 128 << 20
+BLOCK_BYTES = 64 << 20
 # Clips closer together than this are read in one go: the chunk between them would be read anyway.
 _GAP_BYTES = 1 << 20
-_READ_BYTES = 32 << 20
+# Long stretches are read in pieces, so that what has been used can be freed before the rest.
+_READ_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -151,13 +152,13 @@ class FrameSource:
             start = int(self._offset[group[0]])
             stop = int((self._offset[group] + self.n_frames[group]).max())
             data = self._parts[int(self._part[group[0]])].frames(slice(start, stop))
-            whole = len(data) == self.n_frames[group].sum()
             for row in group.tolist():
                 first = int(self._offset[row]) - start
-                found[row] = data[first : first + int(self.n_frames[row])]
+                clip = data[first : first + int(self.n_frames[row])]
                 if self._keep[row]:
-                    # Without gaps the views hold on to nothing but themselves.
-                    found[row] = self._kept[row] = found[row] if whole else found[row].copy()
+                    found[row] = self._kept[row] = clip.copy()  # a view would hold on to its neighbours
+                else:
+                    found[row] = clip
         return [found[row] for row in rows.tolist()]
 
     def read(self, rows: Indices, *, block_bytes: int = RUN_BYTES) -> Iterator[tuple[int, Array]]:
@@ -191,8 +192,7 @@ class FrameSource:
         ordered = self._stored_order(rows)
         size = self.n_frames[ordered] * (4 * self.dim)
         if epoch is not None and len(ordered):
-            # A sixteenth of a block where blocks are small, so that a block never is one place of the store.
-            run_bytes = min(RUN_BYTES, max(1, block_bytes // 16))
+            run_bytes = min(RUN_BYTES, max(1, block_bytes // 8))
             number = (np.cumsum(size) - size) // run_bytes
             starts = np.flatnonzero(np.diff(number, prepend=-1))
             runs = np.split(np.arange(len(ordered)), starts[1:])
@@ -222,14 +222,15 @@ class FrameSource:
         """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames") as pool:
 
-            def begin(rows: Indices) -> Future[list[Array]] | None:
-                fits = limit_bytes is None or self.float_bytes(rows) <= limit_bytes
-                return pool.submit(self.load, rows) if fits else None
+            def begin(number: int) -> Future[list[Array]] | None:
+                if number >= len(plan) or (limit_bytes is not None and self.float_bytes(plan[number]) > limit_bytes):
+                    return None
+                return pool.submit(self.load, plan[number])
 
-            ahead = begin(plan[0]) if plan else None
+            ahead = begin(0)
             for number, rows in enumerate(plan):
                 frames = None if ahead is None else ahead.result()
-                ahead = begin(plan[number + 1]) if number + 1 < len(plan) else None
+                ahead = begin(number + 1)
                 yield Block(rows, frames)
 
     def _stored_order(self, rows: Indices) -> Indices:
@@ -242,12 +243,7 @@ class FrameSource:
         start = self._offset[ordered]
         stop = start + self.n_frames[ordered]
         row_bytes = self._itemsize[ordered] * self.dim
-        apart = (
-            (np.diff(self._part[ordered]) != 0)
-            | ((start[1:] - stop[:-1]) * row_bytes[1:] > _GAP_BYTES)
-            | (np.diff(self._keep[ordered].astype(np.int8)) != 0)
-        )
-        # Long stretches are divided, so that what has been used can be freed before the rest.
+        apart = (np.diff(self._part[ordered]) != 0) | ((start[1:] - stop[:-1]) * row_bytes[1:] > _GAP_BYTES)
         total = np.cumsum(self.n_frames[ordered] * row_bytes)
         apart |= np.diff(total // _READ_BYTES) != 0
         return np.split(ordered, np.flatnonzero(apart) + 1)
