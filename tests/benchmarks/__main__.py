@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("embed", "decode", "evaluate", "probes", "import")
+NAMES = ("embed", "decode", "evaluate", "probes", "frames", "import")
 
 
 def main() -> int:

@@ -103,6 +103,7 @@ def fill_store(
     crops: int = 1,
     events: Any = None,
     labels_of: Any = None,
+    prefix: str = "",
 ) -> Store:
     """Embed generated recordings; ``events(rng, seconds)`` gives those of one, ``labels_of`` what its JSON says."""
     store = Store.create(path)
@@ -110,7 +111,7 @@ def fill_store(
     store.put_encoder("enc@00000000", {"spec": "enc", "dim": 6, "hop_ms": hop_ms, "sample_rate_hz": 16000})
     store.put_task(task.address, task.to_toml())
     for split in SPLITS:
-        address = PartAddress("enc@00000000", task.audio_address, split, f"{split}0")
+        address = PartAddress("enc@00000000", task.audio_address, prefix + split, f"{split}0")
         writer = store.part_writer(address, dim=6, hop_ms=hop_ms, sample_rate_hz=16000, dtype="float32")
         for number in range(clips):
             truth = (events or some_events)(rng, seconds)
@@ -241,6 +242,23 @@ def test_crops_of_a_recording_are_one_item_in_strict(tmp_path: Path) -> None:
             near = [e for e in found if e["label"] == event["label"] and abs(e["onset"] - event["onset"]) < 0.1]
             assert near
         assert found == sorted(found, key=lambda event: event["onset"])
+
+
+def test_folds_are_trained_apart_and_averaged(tmp_path: Path) -> None:
+    text = TASK.replace("[data.splits]", "[data.folds]").replace("segment}", "segment}\nsegment_s = 1.0")
+    task = Task.from_text(
+        text.format(metric="segment_f1_macro", also='also = ["frame_map"]', segment="", audio="", target=""),
+        where="sounds.toml",
+        base=None,
+    )
+    found = run(fill_store(tmp_path / "s", task, 40, prefix="fold-"), task)
+    assert [fold["fold"] for fold in found.details["folds"]] == list(SPLITS)
+    for metric in task.metric.names:
+        overall, *each = [score for score in found.scores if score.metric == metric]
+        assert [score.fold for score in each] == list(SPLITS)
+        assert overall.value == pytest.approx(np.mean([score.value for score in each]))
+        assert (overall.n, {score.n for score in each}) == (36, {12})
+        assert overall.value > 0.9
 
 
 @pytest.mark.parametrize("metric", ALSO)
