@@ -7,8 +7,10 @@ probe sees exactly the batches it would see alone, so stacking changes time and 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from xares_store.errors import ProbeError
 from xares_store.probes.clips import Clips, tensor_of
 from xares_store.probes.inputs import check_inputs
 from xares_store.probes.losses import SIGN, Loss
+from xares_store.probes.parallel import StoppedError, side_by_side
 from xares_store.probes.schedule import epoch_learning_rate
 from xares_store.probes.stack import BUFFERS_PER_MODEL, Batches, Shape, Stack, parameter_count
 
@@ -201,23 +204,31 @@ def train_mlp(
         x = torch.nn.functional.layer_norm(tensor_of(features, device), (dim,))
         clips = Clips(x, tensor_of(target, device), n_classes, recordings, settings.loss)
         units = [_unit(target, job, settings) for job in jobs]
-        budget = stack_bytes or (_STACK_BYTES_CPU if x.device.type == "cpu" else _STACK_BYTES)
-        slices = _slices(jobs, len(settings.learning_rates), parameter_count(dim, n_classes), budget)
-        found = [_Candidate() for _ in jobs]
-        total = len(slices) * settings.epochs
-        for number, (job_rows, rate_rows) in enumerate(slices):
-            report = None if progress is None else _Progress(progress, number * settings.epochs, total)
-            _train_slice(
+        on_cpu = x.device.type == "cpu"
+        threads = torch.get_num_threads() if on_cpu else 1
+        budget = stack_bytes or (_STACK_BYTES_CPU // threads if on_cpu else _STACK_BYTES)
+        rates = settings.learning_rates
+        slices = _slices(jobs, len(rates), parameter_count(dim, n_classes), budget, threads)
+        report = None if progress is None else _Progress(progress, len(slices) * settings.epochs)
+
+        def train(job_rows: list[int], rate_rows: list[int], stop: threading.Event) -> list[_Candidate]:
+            return _train_slice(
                 clips,
                 [jobs[j] for j in job_rows],
                 [states[j] for j in job_rows],
                 [units[j] for j in job_rows],
-                [settings.learning_rates[rate] for rate in rate_rows],
+                [rates[rate] for rate in rate_rows],
                 settings,
-                [found[j] for j in job_rows],
                 shuffle=shuffle,
                 report=report,
+                stop=stop,
             )
+
+        trained = side_by_side([partial(train, *one) for one in slices], threads)
+        found = [_Candidate() for _ in jobs]
+        for (job_rows, _), candidates in zip(slices, trained, strict=True):
+            for j, candidate in zip(job_rows, candidates, strict=True):
+                found[j].take(candidate)
         return [_result(clips, *one) for one in zip(jobs, found, units, strict=True)]
 
 
@@ -231,16 +242,25 @@ class _Candidate:
     values: Tensor | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def take(self, other: _Candidate) -> None:
+        """Add what further learning rates of the grid gave; the first of equals stays."""
+        self.history += other.history
+        if other.valid_score > self.valid_score:
+            self.learning_rate, self.best_epoch = other.learning_rate, other.best_epoch
+            self.valid_score, self.values = other.valid_score, other.values
 
-@dataclass
+
 class _Progress:
-    call: Callable[[int, int], None]
-    done: int
-    total: int
+    """Counts epochs of all slices."""
+
+    def __init__(self, call: Callable[[int, int], None], total: int) -> None:
+        self._call, self._done, self._total = call, 0, total
+        self._lock = threading.Lock()
 
     def __call__(self) -> None:
-        self.done += 1
-        self.call(self.done, self.total)
+        with self._lock:
+            self._done += 1
+            self._call(self._done, self._total)
 
 
 def _unit(target: npt.NDArray[Any], job: MlpJob, settings: MlpSettings) -> Unit:
@@ -252,10 +272,11 @@ def _unit(target: npt.NDArray[Any], job: MlpJob, settings: MlpSettings) -> Unit:
 
 
 def _slices(
-    jobs: Sequence[MlpJob], n_rates: int, parameters: int, stack_bytes: int
+    jobs: Sequence[MlpJob], n_rates: int, parameters: int, stack_bytes: int, threads: int
 ) -> list[tuple[list[int], list[int]]]:
-    """Cut jobs x rates into stacks that fit into memory: lists of job numbers and rate numbers."""
+    """Cut jobs x rates into stacks that fit into memory, one a thread or more: lists of job numbers and rate numbers."""
     models = max(1, stack_bytes // (4 * BUFFERS_PER_MODEL * parameters))
+    models = min(models, -(-len(jobs) * n_rates // threads))
     rates_each = min(n_rates, models)
     jobs_each = max(1, models // rates_each)
     # Jobs of one size step together; keeping them in one slice leaves no model idle.
@@ -274,12 +295,12 @@ def _train_slice(
     units: Sequence[Unit],
     rates: Sequence[float],
     settings: MlpSettings,
-    candidates: Sequence[_Candidate],
     *,
     shuffle: bool,
     report: _Progress | None,
-) -> None:
-    """Train one stack and put what is better than before into the candidates."""
+    stop: threading.Event,
+) -> list[_Candidate]:
+    """Train one stack and return the best of each job."""
     device, loss_name, sign = str(clips.x.device), settings.loss, SIGN[settings.loss]
     mean, scale = (torch.tensor(values, device=device).unsqueeze(-1) for values in zip(*units, strict=True))
     sizes = [len(job.train) for job in jobs]
@@ -297,6 +318,8 @@ def _train_slice(
         order = [job.train[epoch_order(len(job.train), job.seed, epoch + 1)] if shuffle else job.train for job in jobs]
         loss = torch.zeros(len(jobs), len(rates), device=device)
         for rows, weight, count in batches.epoch(order):
+            if stop.is_set():
+                raise StoppedError
             x = clips.x.index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
             target = clips.target[rows]
             if loss_name == "mse":
@@ -316,6 +339,7 @@ def _train_slice(
         stack.keep(better)
         if report is not None:
             report()
+    candidates = [_Candidate() for _ in jobs]
     for j, candidate in enumerate(candidates):
         for r, rate in enumerate(rates):
             candidate.history.append(
@@ -328,6 +352,7 @@ def _train_slice(
             if best[r, j] > candidate.valid_score:
                 candidate.learning_rate, candidate.valid_score = rate, float(best[r, j])
                 candidate.best_epoch, candidate.values = int(best_epoch[r, j]), stack.best[r, j].clone()
+    return candidates
 
 
 def _number(value: float) -> float | None:
