@@ -28,31 +28,29 @@ def loss_and_gradient(loss: Loss, logits: Tensor, target: Tensor, weight: Tensor
 
     Args:
         loss: which one.
-        logits: ``(jobs, batch, rates, outputs)``; may be overwritten.
+        logits: ``(rates, jobs, outputs, batch)``; may be overwritten.
         target: class indices or numbers ``(jobs, batch)``, or 0 and 1 ``(jobs, batch, outputs)``.
         weight: ``(jobs, batch)``: 1 / (clips in the job's batch), 0 for rows that only fill up the batch.
 
     Returns:
-        Loss ``(jobs, rates)`` and gradient of the logits ``(jobs, batch, rates, outputs)``.
+        Loss ``(rates, jobs)`` and gradient of the logits ``(rates, jobs, outputs, batch)``.
     """
-    per_clip = weight.unsqueeze(-1)
     if loss == "cross-entropy":
-        picked = target.view(*target.shape, 1, 1).expand(-1, -1, logits.shape[2], -1)
-        log_probability = torch.log_softmax(logits, dim=-1)
-        value = -(log_probability.gather(-1, picked).squeeze(-1) * per_clip).sum(dim=1)
+        picked = target.unsqueeze(1).expand(len(logits), -1, 1, -1)
+        log_probability = torch.log_softmax(logits, dim=2)
+        value = -log_probability.gather(2, picked).squeeze(2)
         grad = log_probability.exp_()
-        grad.scatter_add_(-1, picked, torch.full_like(picked, -1, dtype=grad.dtype))
+        grad.scatter_add_(2, picked, grad.new_tensor(-1.0).expand(picked.shape))
     elif loss == "bce":
-        wanted = target.unsqueeze(2)
-        outputs = logits.shape[-1]
-        element = torch.nn.functional.softplus(logits) - logits * wanted
-        value = (element.mean(dim=-1) * per_clip).sum(dim=1)
+        wanted = target.transpose(1, 2)
+        outputs = logits.shape[2]
+        value = (torch.nn.functional.softplus(logits) - logits * wanted).mean(dim=2)
         grad = logits.sigmoid_().sub_(wanted).div_(outputs)
     else:
-        grad = logits - target.view(*target.shape, 1, 1)
-        value = (grad.squeeze(-1).square() * per_clip).sum(dim=1)
+        grad = logits.sub_(target.unsqueeze(1))
+        value = grad.squeeze(2).square()
         grad = grad.mul_(2)
-    return value, grad.mul_(per_clip.unsqueeze(-1))
+    return (value * weight).sum(dim=-1), grad.mul_(weight.unsqueeze(1))
 
 
 def validation_scores(

@@ -157,8 +157,8 @@ def train_mlp(
     """Train one probe per job and learning rate, and predict each job's test clips with the chosen one.
 
     Validation follows every epoch; the first epoch with the strictly best score is kept: accuracy, macro mAP or mean
-    squared error, by loss. The learning rate with the best kept score wins, the first in the grid among equals. An epoch with NaN or Inf among its validation logits
-    is never kept.
+    squared error, by loss. The learning rate with the best kept score wins, the first in the grid among equals. An epoch
+    with NaN or Inf among its validation logits is never kept.
 
     Args:
         features: ``(clips, dim)`` float32, one pooled embedding per clip.
@@ -277,8 +277,15 @@ def _slices(
     """Cut jobs x rates into stacks that fit into memory, one a thread or more: lists of job numbers and rate numbers."""
     models = max(1, stack_bytes // (4 * BUFFERS_PER_MODEL * parameters))
     models = min(models, -(-len(jobs) * n_rates // threads))
-    rates_each = min(n_rates, models)
-    jobs_each = max(1, models // rates_each)
+    # Rates of a job share its batches, but no thread should wait for another that got one job more.
+    choices = [(rates, min(max(1, models // rates), len(jobs))) for rates in range(min(n_rates, models), 0, -1)]
+
+    def rounds(choice: tuple[int, int]) -> int:
+        rates, of_jobs = choice
+        stacks = -(-len(jobs) // of_jobs) * -(-n_rates // rates)
+        return -(-stacks // threads) * rates * of_jobs
+
+    rates_each, jobs_each = min(choices, key=rounds)
     # Jobs of one size step together; keeping them in one slice leaves no model idle.
     order = sorted(range(len(jobs)), key=lambda j: -len(jobs[j].train))
     return [

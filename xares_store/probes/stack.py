@@ -2,15 +2,14 @@
 
 A stack holds ``jobs x rates`` probes over the same feature dimension and classes. Every job (a fold and a seed) has its
 own batches; the learning rates of a job share them. The parameter-free half of the layer norm is the same for all
-probes and epochs, so the caller applies it once to all clips; the affine half folds into the linear map:
+probes and epochs, so the caller applies it once to all clips. What is left is one batched matrix product forward and one
+backward, and gradients short enough to write down:
 
-    logits = W (gamma * x + beta) + b = (W * gamma) x + (W beta + b)
+    h = gamma * x + beta;  logits = W h + b
+    P = G x';  dW = P * gamma + g beta';  dgamma = sum_c P * W;  dbeta = W' g;  db = g
 
-which leaves one batched matrix product forward and one backward, and gradients short enough to write down:
-
-    dW_eff = G' x;  dW = dW_eff * gamma + g beta';  dgamma = sum_c dW_eff * W;  dbeta = W' g;  db = g
-
-with ``G (batch, classes)`` the gradient of the logits and ``g`` its sum over the batch.
+with ``G (classes, batch)`` the gradient of the logits and ``g`` its sum over the batch. Logits lie with their classes
+first: products of that shape read the weights in the order in which they are stored.
 """
 
 from __future__ import annotations
@@ -22,14 +21,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
 from xares_store.probes.losses import Loss, loss_and_gradient
 
 IndexArray = npt.NDArray[np.int64]
 
-# Parameters, gradient, two moments, the best checkpoint and two work buffers of the size of the parameters.
-BUFFERS_PER_MODEL = 7
+# Parameters, gradient, two moments, the best checkpoint and, on an accelerator, products of gradients and weights.
+BUFFERS_PER_MODEL = 6
+
+# On a CPU, such products are made of so many values at a time: they and what they are made of stay in the cache.
+_PIECE_VALUES = 200_000
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
@@ -145,15 +146,21 @@ class Stack:
         self.best = self.values.clone()
         self._weight, self._bias, self._gamma, self._beta = self.shape.parts(self.values)
         self._grad_weight, self._grad_bias, self._grad_gamma, self._grad_beta = self.shape.parts(self._gradient)
-        shape = (self.n_jobs, n_rates, n_classes, dim)
-        self._effective = torch.empty(shape, device=device)
-        self._grad_effective = torch.empty(shape, device=device)
-        self._bias_effective = torch.empty(shape[:3], device=device)
+        rows_at_once = max(1, _PIECE_VALUES // (n_rates * self.n_jobs * dim)) if device == "cpu" else n_classes
+        self._piece = min(rows_at_once, n_classes)
+        # Made anew at every step, these would be fetched from the system and given back each time.
+        self._product = torch.empty(n_rates, self.n_jobs, self._piece, dim, device=device)
+        self._inputs = torch.empty(0, device=device)
         # Jobs with equally many clips take the same steps, hence share Adam's bias correction: one cohort, one block
         # of memory, one call of the optimiser.
         starts = [j for j in range(self.n_jobs) if j == 0 or sizes[j] != sizes[j - 1]]
         self._cohorts = list(zip(starts, [*starts[1:], self.n_jobs], strict=True))
-        self._steps = [[torch.zeros((), device=device) for _ in self._cohorts] for _ in range(n_rates)]
+        steps = [[torch.zeros((), device=device) for _ in self._cohorts] for _ in range(n_rates)]
+        blocks = (self.values, self._gradient, *self._moments)
+        self._updates = [
+            [*([block[rate, first:last] for first, last in self._cohorts] for block in blocks), steps[rate]]
+            for rate in range(n_rates)
+        ]
 
     def keep(self, better: npt.NDArray[np.bool_]) -> None:
         """Copy the probes marked in ``better (rates, jobs)`` to ``best``."""
@@ -180,57 +187,57 @@ class Stack:
         """
         active, batch, dim = x.shape
         rates, classes = self.n_rates, self.shape.n_classes
-        stacked_weight = self._weight[:, :active]
-        gamma, beta = self._gamma[:, :active], self._beta[:, :active]
-        effective, grad_effective = self._effective[:active], self._grad_effective[:active]
-        bias = self._bias_effective[:active]
-
-        torch.mul(stacked_weight.transpose(0, 1), gamma.transpose(0, 1).unsqueeze(2), out=effective)
-        for rate in range(rates):
-            shift = torch.bmm(stacked_weight[rate], beta[rate].unsqueeze(-1)).squeeze(-1)
-            torch.add(shift, self._bias[rate, :active], out=bias[:, rate])
-        flat = effective.view(active, rates * classes, dim)
-        logits = torch.baddbmm(bias.view(active, 1, rates * classes), x, flat.transpose(1, 2))
-        value, grad = loss_and_gradient(loss, logits.view(active, batch, rates, classes), target, weight)
-        grad_sum = grad.sum(dim=1).transpose(0, 1)  # (rates, active, classes)
-        torch.bmm(
-            grad.view(active, batch, rates * classes).transpose(1, 2),
-            x,
-            out=grad_effective.view(active, rates * classes, dim),
+        models = rates * active
+        weights = self._weight[:, :active]
+        gamma, beta = self._gamma[:, :active].unsqueeze(2), self._beta[:, :active].unsqueeze(2)
+        flat = weights.reshape(models, classes, dim)  # a copy only where some jobs have run out of clips
+        inputs = self._input_buffer(rates, active, batch, dim)
+        torch.addcmul(beta, gamma, x, out=inputs)
+        logits = torch.baddbmm(
+            self._bias[:, :active].reshape(models, classes, 1), flat, inputs.view(models, batch, dim).transpose(1, 2)
         )
-        grad_weight = self._grad_weight[:, :active]
-        torch.mul(grad_effective.transpose(0, 1), gamma.unsqueeze(2), out=grad_weight)
-        grad_weight.addcmul_(grad_sum.unsqueeze(-1), beta.unsqueeze(2))
-        # The folded weights have been used, so their buffer may hold this product.
-        torch.mul(grad_effective, stacked_weight.transpose(0, 1), out=effective)
-        self._grad_gamma[:, :active] = effective.sum(dim=2).transpose(0, 1)
+        value, grad = loss_and_gradient(loss, logits.view(rates, active, classes, batch), target, weight)
+        grad_sum = grad.sum(dim=-1)  # (rates, active, classes)
+
+        grad_weight, grad_gamma = self._grad_weight[:, :active], self._grad_gamma[:, :active]
         for rate in range(rates):
-            self._grad_beta[rate, :active] = torch.bmm(grad_sum[rate].unsqueeze(1), stacked_weight[rate]).squeeze(1)
+            torch.bmm(grad[rate], x, out=grad_weight[rate])
+        grad_gamma.zero_()
+        for first in range(0, classes, self._piece):
+            rows = slice(first, first + self._piece)
+            piece = grad_weight[:, :, rows]
+            product = torch.mul(piece, weights[:, :, rows], out=self._product[:, :active, : piece.shape[2]])
+            grad_gamma.add_(product.sum(dim=2))
+            piece.mul_(gamma).addcmul_(grad_sum[:, :, rows].unsqueeze(-1), beta)
+        self._grad_beta[:, :active] = torch.bmm(grad_sum.view(models, 1, classes), flat).view(rates, active, dim)
         self._grad_bias[:, :active] = grad_sum
         self._update(active, learning_rates)
-        return value
+        return value.T
+
+    def _input_buffer(self, *shape: int) -> Tensor:
+        if self._inputs.shape != shape:
+            self._inputs = torch.empty(shape, device=self._inputs.device)
+        return self._inputs
 
     def _update(self, active: int, learning_rates: Sequence[float]) -> None:
-        cohorts = [index for index, (first, _) in enumerate(self._cohorts) if first < active]
-        for rate, learning_rate in enumerate(learning_rates):
-            values, gradient, mean, square = (
-                [block[rate, slice(*self._cohorts[index])] for index in cohorts]
-                for block in (self.values, self._gradient, *self._moments)
-            )
-            # The function behind torch.optim.Adam: the class would import the compiler, 0.8 s for nothing.
-            adam(
+        cohorts = sum(first < active for first, _ in self._cohorts)
+        for lists, learning_rate in zip(self._updates, learning_rates, strict=True):
+            values, gradient, mean, square, steps = (tensors[:cohorts] for tensors in lists)
+            for count in steps:
+                count.add_(1)
+            # What torch.optim.Adam(fused=True) calls. The class would import the compiler, 0.8 s for nothing, and what
+            # it does besides takes longer than the update of a small probe.
+            torch._fused_adam_(
                 values,
                 gradient,
                 mean,
                 square,
                 [],
-                [self._steps[rate][index] for index in cohorts],
-                foreach=False,
-                fused=True,
+                steps,
                 amsgrad=False,
+                lr=learning_rate,
                 beta1=_BETA1,
                 beta2=_BETA2,
-                lr=learning_rate,
                 weight_decay=0.0,
                 eps=_EPS,
                 maximize=False,
