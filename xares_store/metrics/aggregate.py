@@ -45,17 +45,51 @@ def vote(
     return first[order].astype(np.int64), mean
 
 
-def sigmoid(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return probabilities in float64, where logits up to 36 stay apart."""
-    return np.asarray(1.0 / (1.0 + np.exp(-logits.astype(np.float64))))
-
-
 def mean_over(values: npt.NDArray[Any], items: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
-    """Return the mean of the rows of each item, ``(items, ...)``."""
+    """Return the mean of the rows of each item.
+
+    Args:
+        values: ``(rows, ...)``.
+        items: ``(rows,)`` number of the item each row belongs to: 0 and up, none left out.
+
+    Returns:
+        ``(items, ...)``.
+
+    Example:
+        >>> mean_over(np.array([[1.0], [5.0], [2.0]]), np.array([1, 0, 1])).tolist()
+        [[5.0], [1.5]]
+    """
+    order = np.argsort(items, kind="stable")
     count = np.bincount(items)
-    total = np.zeros((len(count), *values.shape[1:]))
-    np.add.at(total, items, values)
+    total = np.add.reduceat(values[order], np.cumsum(count) - count, axis=0, dtype=np.float64)
     return np.asarray(total / count.reshape(-1, *[1] * (values.ndim - 1)))
+
+
+def voted_logits(logits: npt.NDArray[Any], items: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+    """Let the crops of each recording vote on each label with their mean probabilities.
+
+    Recordings are ranked by the mean probability, but probabilities near 1 tie when they are rounded. Its log odds keep the
+    order and are the logit itself where a recording is one crop.
+
+    Args:
+        logits: ``(crops, classes)``, finite.
+        items: ``(crops,)`` number of the recording each crop belongs to, as in :func:`mean_over`.
+
+    Returns:
+        Log odds of the mean probabilities, ``(recordings, classes)``, finite; above 0 where the mean is above 0.5.
+
+    Example:
+        >>> voted_logits(np.array([[2.0], [-2.0], [90.0]]), np.array([0, 0, 1])).tolist()
+        [[0.0], [90.0]]
+    """
+    wide = logits.astype(np.float64)
+    # Probabilities of the likelier and of the other side, each exact where the first is all but 1.
+    odds = np.exp(-np.abs(wide))
+    likely = 1.0 / (1.0 + odds)
+    sides = (likely, odds * likely)
+    total = (mean_over(np.where(wide > 0, *pair), items) for pair in (sides, sides[::-1]))
+    present, absent = (np.maximum(mean, np.finfo(np.float64).tiny) for mean in total)
+    return np.asarray(np.log(present) - np.log(absent))
 
 
 def normalised_score(value: float, *, worst: float, best: float) -> float:

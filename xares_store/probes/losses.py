@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from xares_store.metrics.aggregate import mean_over, sigmoid
+from xares_store.metrics.aggregate import mean_over, voted_logits
 from xares_store.metrics.ranking import average_precisions
 
 Loss = Literal["cross-entropy", "bce", "mse"]
@@ -62,7 +62,8 @@ def validation_scores(
         loss: ``bce`` or ``mse``.
         outputs: ``(clips, models, outputs)``: logits, or numbers.
         target: ``(clips, outputs)`` 0 and 1, or ``(clips,)`` numbers.
-        items: ``(clips,)`` number of the recording each clip is a crop of, from 0; crops vote with their mean.
+        items: ``(clips,)`` number of the recording each clip is a crop of, from 0; crops vote with their mean
+            probabilities or numbers.
 
     Returns:
         One value a model; NaN for a model whose outputs are not all finite.
@@ -75,7 +76,7 @@ def validation_scores(
             continue
         wanted: npt.NDArray[Any] = target
         if items is not None:
-            values, wanted = mean_over(sigmoid(values) if loss == "bce" else values, items), mean_over(target, items)
+            values, wanted = (voted_logits if loss == "bce" else mean_over)(values, items), mean_over(target, items)
         if loss == "bce":
             found.append(float(average_precisions(wanted > 0.5, values).mean()))
         else:

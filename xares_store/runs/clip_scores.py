@@ -9,21 +9,20 @@ import numpy as np
 import pyarrow as pa
 
 from xares_store.metrics import classification, multilabel
-from xares_store.metrics.aggregate import mean_over, sigmoid
+from xares_store.metrics.aggregate import mean_over, voted_logits
 from xares_store.metrics.resampling import bootstrap_counts, bootstrap_map
 from xares_store.metrics.statistics import Interval, bootstrap_interval
 from xares_store.runs.features import Features
 from xares_store.runs.score import Scored, prediction_table, score_entries
 from xares_store.task import Task
 
-# Metrics that only look at the order of scores, then those of labels that are predicted or not.
+# Metrics of the order of scores that have no interval.
 _RANKED: dict[str, Callable[[Any, Any], float]] = {
-    "map": classification.mean_average_precision,
-    "map_present": multilabel.map_present,
     "auroc": multilabel.mean_auroc,
     "d_prime": multilabel.mean_d_prime,
 }
 _ERRORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"mse": np.square, "mae": np.abs}
+_Values = tuple[list[float], list[Interval | None], Interval | None]  # of each fold, their intervals, that of the mean
 
 
 def score_multilabel(
@@ -31,8 +30,9 @@ def score_multilabel(
 ) -> Scored:
     """Score one run of a multi-label task.
 
-    Crops of a recording vote with their mean probabilities, taken in float64, where they do not saturate; otherwise
-    clips are ranked by their logits. A label is predicted where its probability is above 0.5.
+    Clips are ranked by their logits; crops of a recording vote with their mean probabilities, and recordings are ranked by
+    the log odds of these. A label is predicted where its probability is above 0.5. Predictions keep the logits or log
+    odds, because probabilities near 1 would tie in float32.
 
     Args:
         task: labels and metrics.
@@ -45,10 +45,9 @@ def score_multilabel(
     targets, ranks, hits, tables = [], [], [], []
     for fold, raw in zip(features.folds, logits, strict=True):
         rows, items = _items(features, fold.test, vote)
-        ranked: np.ndarray = mean_over(sigmoid(raw), items) if vote else raw.astype(np.float64)
-        probability = ranked if vote else sigmoid(raw)
+        ranked = voted_logits(raw, items) if vote else raw.astype(np.float64)
         target = features.target[rows]
-        active = probability > 0.5
+        active = ranked > 0
         tables.append(
             prediction_table(
                 features,
@@ -68,29 +67,22 @@ def score_multilabel(
         hits.append(_counts(target.astype(bool), active))
     counts = [len(target) for target in targets]
     scores: list[dict[str, Any]] = []
+    rare = not all(target.any(axis=0).all() for target in targets)  # else all classes are present ones
+    mean_ap: dict[bool, _Values] = {}
     for name in task.metric.names:
-        if name in _RANKED:
+        if name in ("map", "map_present"):
+            present = rare and name == "map_present"
+            if present not in mean_ap:
+                mean_ap[present] = _mean_average_precision(targets, ranks, present=present)
+            values, intervals, overall = mean_ap[present]
+        elif name in _RANKED:
             values = [_RANKED[name](target, ranked) for target, ranked in zip(targets, ranks, strict=True)]
-            intervals: list[Interval | None] = [None] * len(counts)
-            overall: Interval | None = None
-            if name in ("map", "map_present"):
-                present = name == "map_present"
-                intervals = [
-                    bootstrap_map(target, ranked, present_only=present)
-                    for target, ranked in zip(targets, ranks, strict=True)
-                ]
-                overall = (
-                    intervals[0]
-                    if len(counts) == 1
-                    else bootstrap_map(
-                        np.concatenate(targets), np.concatenate(ranks), present_only=present, strata=_strata(counts)
-                    )
-                )
+            intervals, overall = [None] * len(counts), None
         else:
             average: Literal["macro", "micro"] = "macro" if name == "macro_f1" else "micro"
             function = classification.macro_f1 if average == "macro" else classification.micro_f1
             pairs = zip(targets, ranks, strict=True)
-            values = [function(target, (ranked > (0.5 if vote else 0.0)).astype(int)) for target, ranked in pairs]
+            values = [function(target, (ranked > 0).astype(int)) for target, ranked in pairs]
             intervals = [bootstrap_counts(one, average) for one in hits]
             overall = bootstrap_counts(np.concatenate(hits), average, strata=_strata(counts))
         scores += score_entries(name, features.folds, values, counts, intervals, overall)
@@ -135,6 +127,17 @@ def score_regression(
             intervals, overall = [None] * len(counts), None
         scores += score_entries(name, features.folds, values, counts, intervals, overall)
     return Scored(scores, pa.concat_tables(tables), sum(counts), details, tensors)
+
+
+def _mean_average_precision(targets: Sequence[np.ndarray], ranks: Sequence[np.ndarray], *, present: bool) -> _Values:
+    function = multilabel.map_present if present else classification.mean_average_precision
+    pairs = list(zip(targets, ranks, strict=True))
+    intervals: list[Interval | None] = [bootstrap_map(*pair, present_only=present) for pair in pairs]
+    overall = intervals[0]
+    if len(pairs) > 1:
+        strata = _strata([len(target) for target in targets])
+        overall = bootstrap_map(np.concatenate(targets), np.concatenate(ranks), present_only=present, strata=strata)
+    return [function(*pair) for pair in pairs], intervals, overall
 
 
 def _items(features: Features, test: np.ndarray, vote: bool) -> tuple[np.ndarray, np.ndarray]:
