@@ -328,7 +328,8 @@ def pearson(target: npt.ArrayLike, prediction: npt.ArrayLike) -> float:
     wanted, error = np.asarray(target, dtype=np.float64), _errors(target, prediction)
     if error.shape[1] != 1 or not (np.isfinite(error).all() and np.isfinite(wanted).all()):
         raise MetricError(f"Wanted one finite value per clip, found {error.shape[1]} outputs.")
-    sides = [wanted.ravel(), wanted.ravel() + error.ravel()]
+    # The predictions themselves: targets plus errors would round a constant into noise.
+    sides = [wanted.ravel(), np.asarray(prediction, dtype=np.float64).ravel()]
     if any(np.ptp(side) == 0 for side in sides):
         return 0.0
     first, second = ((side - side.mean()) / np.linalg.norm(side - side.mean()) for side in sides)

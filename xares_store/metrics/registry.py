@@ -56,7 +56,7 @@ _METRICS = {
         *_directions("mean_rank", math.inf, 1.0, per_item=False),
         Metric("mse", "1", math.inf, 0.0, per_item=True),
         Metric("mae", "1", math.inf, 0.0, per_item=True),
-        Metric("pearson", "1", 0.0, 1.0),
+        Metric("pearson", "2", 0.0, 1.0),
         Metric("iwer", "1", 0.0, 1.0),
         Metric("icer", "1", 0.0, 1.0),
     )
