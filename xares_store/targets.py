@@ -92,7 +92,8 @@ def multi_hot(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> npt
 def events_of(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> list[EventTable]:
     """Turn label JSON into the events of each clip's recording.
 
-    An event with several labels becomes one event a label. Events that start before 0 are cut there.
+    An event with several labels becomes one event a label. Events that start before 0 are cut there, and those that are
+    over by then left out.
 
     Args:
         task, labels, clip_ids: as in :func:`class_indices`, for an ``events`` task.
@@ -119,6 +120,8 @@ def events_of(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> lis
             times = as_number(onset), as_number(offset)
             if times[0] is None or times[1] is None or times[1] < times[0]:
                 raise malformed("an onset and a later offset in seconds", [onset, offset], task, clip_id, target.key)
+            if times[0] < 0 and times[1] <= 0:
+                continue
             for index in _classes(task, target, index_of, label, clip_id, target.label_key):
                 onsets.append(max(0.0, times[0]))
                 offsets.append(max(0.0, times[1]))
@@ -142,7 +145,9 @@ def captions_of(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> l
     def read(text: str, clip_id: str) -> tuple[str, ...]:
         if target.key is None:
             content = parse(text, clip_id)
-            found: Any = list(content.values()) if isinstance(content, dict) else content
+            found: Any = content
+            if isinstance(content, dict):
+                found = [value for key, value in content.items() if key != target.group_key]
         else:
             found = value_of(text, target.key, clip_id)
         sentences = [found] if isinstance(found, str) else found
@@ -173,7 +178,7 @@ def numbers(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> npt.N
     def read(text: str, clip_id: str) -> float:
         value = value_of(text, target.key, clip_id)
         number = as_number(value)
-        if number is None:
+        if number is None or abs(number) > float(np.finfo(np.float32).max):
             raise malformed("a number", value, task, clip_id, target.key)
         return number
 

@@ -258,3 +258,17 @@ def test_a_manifest_of_numbers_as_labels_says_what_to_do(audio: Path, tmp_path: 
     with pytest.raises(LabelError, match="--kind regression"):
         import_audio(audio / "m.parquet", name="x", out=tmp_path / "out")
     assert import_audio(audio / "m.parquet", name="x", out=tmp_path / "out", kind="regression", folds=3).clips == N
+
+
+def test_numbers_too_large_and_half_characters(audio: Path, tmp_path: Path) -> None:
+    many = "1" + "0" * 400
+    (audio / "m.jsonl").write_text(f'{{"path": "a/00.wav", "score": {many}}}\n{{"path": "a/01.wav", "score": 1e39}}\n')
+    with pytest.raises(LabelError, match="wanted a number"):
+        import_audio(audio / "m.jsonl", name="x", out=tmp_path / "out")
+    (audio / "m.csv").write_text("path,captions\n" + "".join(f'a/0{n}.wav,"[""\\ud800 {n}""]"\n' for n in range(3)))
+    import_audio(audio / "m.csv", name="x", out=tmp_path / "out", folds=3)
+    texts = [
+        text for shard in members(tmp_path / "out", "x").values() for name, text in shard.items() if "json" in name
+    ]
+    assert all(json.loads(text)["captions"][0].startswith("\\ud800 ") for text in texts)
+    assert len(texts) == 3

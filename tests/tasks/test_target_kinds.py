@@ -59,6 +59,7 @@ def test_events_of_a_list_and_under_a_key() -> None:
     text = json.dumps([
         {"onset": -0.5, "offset": 1, "label": "dog,60"},
         {"onset": 2.5, "offset": 2.5, "label": "hum"},
+        {"onset": -5, "offset": -1, "label": "dog"},
         {"onset": "3", "offset": "4.5", "label": 60},
     ])  # fmt: skip
     (table,) = events_of(EVENTS, [text], ["1"])
@@ -74,6 +75,8 @@ def test_events_of_a_list_and_under_a_key() -> None:
 def test_captions_numbers_and_transcripts() -> None:
     everything = make("captions")
     assert captions_of(everything, ['{"caption_1": "a dog", "caption_2": "barks"}'], ["1"]) == [("a dog", "barks")]
+    grouped = make("captions", 'group_key = "speaker"')
+    assert captions_of(grouped, ['{"a": "a dog", "speaker": "bob"}'], ["1"]) == [("a dog",)]
     keyed = make("captions", 'key = "text"')
     assert captions_of(keyed, ['{"text": "a dog", "n": 1}', '{"text": ["x", "y"]}'], ["1", "2"]) == [
         ("a dog",),
@@ -100,6 +103,9 @@ def test_captions_numbers_and_transcripts() -> None:
         (make("captions"), captions_of, '{"a": " "}', ["captions as text"]),
         (make("regression", 'key = "n"'), numbers, '{"n": true}', ["a number", "true"]),
         (make("regression", 'key = "n"'), numbers, '{"n": "high"}', ["a number", '"high"']),
+        (make("regression", 'key = "n"'), numbers, f'{{"n": 1{"0" * 400}}}', ["a number", "c1"]),
+        (make("regression", 'key = "n"'), numbers, '{"n": 1e39}', ["a number", "1e+39"]),
+        (EVENTS, events_of, f'[{{"onset": 0, "offset": 1{"0" * 400}, "label": "dog"}}]', ["a later offset"]),
         (make("transcript", 'key = "t"'), transcripts, '{"t": 3}', ["a text"]),
     ],
 )

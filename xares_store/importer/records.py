@@ -15,7 +15,7 @@ from xares_store.audio.shards import natural_key
 from xares_store.errors import ConfigError, LabelError, did_you_mean
 from xares_store.importer.columns import EVENT_LABEL, OFFSET, ONSET, Roles, guess
 from xares_store.importer.options import Options
-from xares_store.importer.table import Blob, FileBlob, Row, Table, lines
+from xares_store.importer.table import Blob, FileBlob, Row, Table, lines, plain
 from xares_store.validation import read_text
 
 EVENTS_KEY = "events"
@@ -227,7 +227,7 @@ def _several(value: Any, separator: str | None) -> tuple[str, ...]:
 
 def _parsed(value: str) -> Any:
     try:
-        return json.loads(value)
+        return plain(json.loads(value))
     except (ValueError, RecursionError):
         raise ValueError(f"not a JSON list: {value[:60]!r}") from None
 
@@ -298,7 +298,7 @@ def _seconds(value: Any) -> float:
 def _number(value: Any) -> float:
     try:
         number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else float("nan")
-    except ValueError:
+    except (ValueError, OverflowError):
         number = float("nan")
     if not abs(number) < float("inf"):
         raise ValueError(f"wanted a number, found {value!r}")
