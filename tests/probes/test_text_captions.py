@@ -288,3 +288,11 @@ def test_a_folder_that_does_not_exist_is_not_looked_for_on_the_hub(monkeypatch):
     with pytest.raises(ProbeError, match="does not exist"):
         find_text_files("./nowhere", weights=False, option="--tokenizer")
     assert service.asked == []
+
+
+def test_a_tokenizer_of_another_model_is_named(tmp_path):
+    folder = save_text_model(tmp_path / "m")
+    other = save_tokenizer(tmp_path / "other", [*PIECES, *(f"word{number}" for number in range(9))])
+    shutil.copytree(other, folder, dirs_exist_ok=True)
+    with pytest.raises(ProbeError, match=r"BertModel cannot embed captions: index out of range"):
+        embed_captions(model_of(folder), ["a word8"])

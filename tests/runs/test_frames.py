@@ -276,6 +276,18 @@ def test_every_metric_can_choose_the_checkpoint(tmp_path: Path, metric: str) -> 
     assert len(json.loads(table["prediction"][0].as_py())) >= 1
 
 
+def test_validation_clips_without_events_cannot_choose_by_error_rate(tmp_path: Path) -> None:
+    calls = iter(range(12))
+
+    def events(rng: np.random.Generator, seconds: float) -> list[Event]:
+        return [] if 4 <= next(calls) < 8 else some_events(rng, seconds)
+
+    task = make_task("segment_error_rate", also=())
+    store = fill_store(tmp_path / "s", task, 100, clips=4, events=events)
+    with pytest.raises(MetricError, match="among the validation clips"):
+        run(store, task)
+
+
 def test_memory_and_company_change_no_score(tmp_path: Path) -> None:
     task = make_task()
     first, second = (fill_store(tmp_path / name, task, 40) for name in "ab")

@@ -143,6 +143,16 @@ def test_a_comparison_of_one_encoder_with_a_copy_finds_nothing(path: Path, tmp_p
         assert (test.difference, test.p_value) == (0.0, 1.0)
 
 
+def test_labels_that_hold_the_divider_of_stored_labels_cannot_be_swapped(path: Path) -> None:
+    from xares_store.runs.paired import paired_runs
+
+    store, task = Store.open(path), load_task("fsd50k")
+    runs = store.sql("select run_id from runs where task = 'fsd50k' order by run_id")["run_id"].to_pylist()[:1]
+    target = task.target.model_copy(update={"labels": ("one; two", *task.labels[1:])})
+    n, test = paired_runs(store, task.model_copy(update={"target": target}), "map", runs, runs)
+    assert (n, test) == (24, None)
+
+
 def test_the_command_line_shows_scores_without_an_interval(path: Path) -> None:
     found = CliRunner().invoke(cli, ["leaderboard", "--store", str(path), "--json"], catch_exceptions=False)
     assert found.exit_code == 0, found.output

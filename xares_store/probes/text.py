@@ -182,7 +182,16 @@ def embed_captions(
     with torch.inference_mode(), _quiet():
         for rows in _equal_lengths(order, ids):
             inputs = torch.tensor([ids[row] for row in rows], device=device)
-            output = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), return_dict=True)
+            try:
+                output = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), return_dict=True)
+            except (torch.cuda.OutOfMemoryError, MemoryError):
+                raise
+            except Exception as error:  # each fails its own way: a model of text and sound, a foreign tokenizer
+                raise ProbeError(
+                    f"{type(model).__name__} cannot embed captions: {error or type(error).__name__}",
+                    where=files.spec,
+                    hint="Choose a model of text alone, with its own tokenizer.",
+                ) from error
             hidden = getattr(output, "last_hidden_state", None)
             if hidden is None or hidden.ndim != 3:
                 raise ProbeError(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from xares_store.device import resolve_device, set_threads
+from xares_store.errors import MetricError
 from xares_store.kinds import Events
 from xares_store.metrics.frame_map import FrameAveragePrecision
 from xares_store.metrics.frames import segment_pool_size
@@ -99,6 +100,13 @@ def frame_outcomes(
         published_length_s=target.published_length_s,
     )
     main = task.metric.name
+    if main == "segment_error_rate":
+        for fold in features.folds:
+            if not any(len(scorer.events(row).label) for row in fold.valid.tolist()):
+                raise MetricError(
+                    f"Wanted at least one event among the validation clips, found none: {main} cannot choose a checkpoint.",
+                    where=f"fold {fold.name}",
+                )
     results = train_frames(
         source,
         scorer.roll,

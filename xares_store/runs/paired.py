@@ -48,7 +48,7 @@ def paired_runs(
         average: Literal["macro", "micro"] = "macro" if metric.endswith("macro") else "micro"
         return len(items), paired_swap_counts(a.reshape(shape), b.reshape(shape), average)
     if task.target.kind == "multi-label":
-        if metric != "map":
+        if metric != "map" or any(";" in label for label in task.labels):  # several labels are divided by it
             return len(items), None
         first_rows, first = tables[0][0]
         target = np.tile(_multi_hot(task, first, [first_rows[item] for item in items]), (seeds, 1))
