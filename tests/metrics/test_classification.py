@@ -183,6 +183,8 @@ def test_pearson_of_a_constant_is_0_and_what_it_refuses():
     for seed in range(20):  # whatever the targets, and however they round
         target, constant = np.random.default_rng(seed).normal(size=9), np.full(9, 0.1 * seed + 0.3, np.float32)
         assert pearson(target, constant) == 0.0
+        constant[3] = np.nextafter(constant[3], np.float32(9))
+        assert pearson(target, constant) == 0.0
     for target, prediction in [
         ([], []),
         ([[1.0, 2.0]], [[1.0, 2.0]]),

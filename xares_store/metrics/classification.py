@@ -314,6 +314,8 @@ def mse(target: npt.ArrayLike, prediction: npt.ArrayLike) -> float:
 def pearson(target: npt.ArrayLike, prediction: npt.ArrayLike) -> float:
     """Pearson's correlation, -1 to 1 (best); 0 where one side is constant, because nothing can be seen to rise with it.
 
+    A side is constant when its values differ by no more than rounding to float32 makes of one value.
+
     Args:
         target: ``(clips,)`` or ``(clips, 1)``.
         prediction: the same number of values.
@@ -330,7 +332,8 @@ def pearson(target: npt.ArrayLike, prediction: npt.ArrayLike) -> float:
         raise MetricError(f"Wanted one finite value per clip, found {error.shape[1]} outputs.")
     # The predictions themselves: targets plus errors would round a constant into noise.
     sides = [wanted.ravel(), np.asarray(prediction, dtype=np.float64).ravel()]
-    if any(np.ptp(side) == 0 for side in sides):
+    # Equal clips in one product of matrices may differ in their last bit.
+    if any(np.ptp(side) <= 4 * np.finfo(np.float32).eps * np.abs(side).max() for side in sides):
         return 0.0
     first, second = ((side - side.mean()) / np.linalg.norm(side - side.mean()) for side in sides)
     return float(np.clip(first @ second, -1.0, 1.0))
