@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from xares_store.probes.losses import Loss, validation_scores
+from xares_store.probes.products import product
 
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int64]
@@ -51,7 +52,7 @@ class Clips:
         step = max(1, _BLOCK_VALUES // max(weight.shape))
         for start in range(0, len(rows), step):
             part = tensor_of(rows[start : start + step], self.x.device)
-            logits = torch.addmm(bias, self.x[part], weight.T)
+            logits = product(self.x[part], weight).add_(bias)
             found = torch.softmax(logits, dim=-1) if self.loss == "cross-entropy" else logits
             result[start : start + step] = found.cpu().numpy()
         return result
@@ -90,7 +91,7 @@ class Clips:
         scores: list[float] = []
         for first in range(0, len(weight), models):
             flat, flat_bias = weight[first : first + models].flatten(0, 1), bias[first : first + models].flatten()
-            outputs = torch.addmm(flat_bias, x, flat.T).view(len(rows), -1, self.n_classes).cpu().numpy()
+            outputs = product(x, flat).add_(flat_bias).view(len(rows), -1, self.n_classes).cpu().numpy()
             scores += validation_scores(self.loss, outputs, target, items)
         return scores
 
@@ -108,7 +109,7 @@ class Clips:
         votes = torch.zeros(0 if item is None else n_items, models, self.n_classes, device=device)
         for start in range(0, len(rows), step):
             part = index[start : start + step]
-            logits = torch.addmm(flat_bias, self.x[part], flat.T).view(-1, models, self.n_classes)
+            logits = product(self.x[part], flat).add_(flat_bias).view(-1, models, self.n_classes)
             finite &= torch.isfinite(logits).all(dim=2).all(dim=0)
             if item is None:
                 correct += (logits.argmax(-1) == self.target[part].unsqueeze(1)).sum(0)

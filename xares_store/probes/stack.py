@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from xares_store.probes.losses import Loss, loss_and_gradient
+from xares_store.probes.products import is_large, product
 
 IndexArray = npt.NDArray[np.int64]
 
@@ -187,32 +188,68 @@ class Stack:
         """
         active, batch, dim = x.shape
         rates, classes = self.n_rates, self.shape.n_classes
-        models = rates * active
-        weights = self._weight[:, :active]
+        weights, grad_gamma = self._weight[:, :active], self._grad_gamma[:, :active]
         gamma, beta = self._gamma[:, :active].unsqueeze(2), self._beta[:, :active].unsqueeze(2)
-        flat = weights.reshape(models, classes, dim)  # a copy only where some jobs have run out of clips
         inputs = self._input_buffer(rates, active, batch, dim)
         torch.addcmul(beta, gamma, x, out=inputs)
-        logits = torch.baddbmm(
-            self._bias[:, :active].reshape(models, classes, 1), flat, inputs.view(models, batch, dim).transpose(1, 2)
-        )
-        value, grad = loss_and_gradient(loss, logits.view(rates, active, classes, batch), target, weight)
+        large = is_large(classes, dim, batch, x.device)
+        logits = self._logits_one_by_one(inputs) if large else self._logits(inputs)
+        value, grad = loss_and_gradient(loss, logits, target, weight)
         grad_sum = grad.sum(dim=-1)  # (rates, active, classes)
 
-        grad_weight, grad_gamma = self._grad_weight[:, :active], self._grad_gamma[:, :active]
-        for rate in range(rates):
-            torch.bmm(grad[rate], x, out=grad_weight[rate])
-        grad_gamma.zero_()
-        for first in range(0, classes, self._piece):
-            rows = slice(first, first + self._piece)
-            piece = grad_weight[:, :, rows]
-            product = torch.mul(piece, weights[:, :, rows], out=self._product[:, :active, : piece.shape[2]])
-            grad_gamma.add_(product.sum(dim=2))
-            piece.mul_(gamma).addcmul_(grad_sum[:, :, rows].unsqueeze(-1), beta)
-        self._grad_beta[:, :active] = torch.bmm(grad_sum.view(models, 1, classes), flat).view(rates, active, dim)
+        flat = weights.reshape(rates * active, classes, dim)  # a copy only where some jobs have run out of clips
+        shift = torch.bmm(grad_sum.view(rates * active, 1, classes), flat)
+        self._grad_beta[:, :active] = shift.view(rates, active, dim)
         self._grad_bias[:, :active] = grad_sum
-        self._update(active, learning_rates)
+        grad_gamma.zero_()
+        if large:
+            places = [(rate, job) for rate in range(rates) for job in range(active)]
+            grad_weights = {place: product(grad[place], x[place[1]].T) for place in places}
+            for (rate, job), one in grad_weights.items():
+                self._through_norm(one[None, None], grad_sum, slice(rate, rate + 1), slice(job, job + 1))
+            self._update_one_by_one(active, learning_rates, grad_weights)
+        else:
+            grad_weight = self._grad_weight[:, :active]
+            for rate in range(rates):
+                torch.bmm(grad[rate], x, out=grad_weight[rate])
+            self._through_norm(grad_weight, grad_sum, slice(None), slice(active))
+            self._update(active, learning_rates)
         return value.T
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        """Return logits ``(rates, active, classes, batch)`` in one batched product."""
+        rates, active, batch, dim = inputs.shape
+        weight = self._weight[:, :active].reshape(rates * active, -1, dim)
+        bias = self._bias[:, :active].reshape(rates * active, -1, 1)
+        return torch.baddbmm(bias, weight, inputs.view(-1, batch, dim).transpose(1, 2)).view(rates, active, -1, batch)
+
+    def _logits_one_by_one(self, inputs: Tensor) -> Tensor:
+        rates, active, batch, _ = inputs.shape
+        logits = inputs.new_empty(rates, active, self.shape.n_classes, batch)
+        for rate in range(rates):
+            for job in range(active):
+                found = product(self._weight[rate, job], inputs[rate, job])
+                torch.add(found, self._bias[rate, job].unsqueeze(-1), out=logits[rate, job])
+        return logits
+
+    def _through_norm(self, gradient: Tensor, grad_sum: Tensor, rates: slice, jobs: slice) -> None:
+        """Turn the gradient of the folded weights into that of the weights, in place, and add up that of gamma.
+
+        Args:
+            gradient: ``(rates, jobs, classes, dim)``.
+            grad_sum: gradient of the biases of the whole stack.
+            rates, jobs: which part of the stack it is.
+        """
+        weight, grad_gamma = self._weight[rates, jobs], self._grad_gamma[rates, jobs]
+        gamma, beta = self._gamma[rates, jobs].unsqueeze(2), self._beta[rates, jobs].unsqueeze(2)
+        grad_sum = grad_sum[rates, jobs]
+        for first in range(0, self.shape.n_classes, self._piece):
+            rows = slice(first, first + self._piece)
+            piece = gradient[:, :, rows]
+            n_rates, n_jobs, n_rows, _ = piece.shape
+            scratch = self._product[:n_rates, :n_jobs, :n_rows]
+            grad_gamma.add_(torch.mul(piece, weight[:, :, rows], out=scratch).sum(dim=2))
+            piece.mul_(gamma).addcmul_(grad_sum[:, :, rows].unsqueeze(-1), beta)
 
     def _input_buffer(self, *shape: int) -> Tensor:
         if self._inputs.shape != shape:
@@ -225,20 +262,52 @@ class Stack:
             values, gradient, mean, square, steps = (tensors[:cohorts] for tensors in lists)
             for count in steps:
                 count.add_(1)
-            # What torch.optim.Adam(fused=True) calls. The class would import the compiler, 0.8 s for nothing, and what
-            # it does besides takes longer than the update of a small probe.
-            torch._fused_adam_(
-                values,
-                gradient,
-                mean,
-                square,
-                [],
-                steps,
-                amsgrad=False,
-                lr=learning_rate,
-                beta1=_BETA1,
-                beta2=_BETA2,
-                weight_decay=0.0,
-                eps=_EPS,
-                maximize=False,
-            )
+            _adam(values, gradient, mean, square, steps, learning_rate)
+
+    def _update_one_by_one(
+        self, active: int, learning_rates: Sequence[float], grad_weights: Mapping[tuple[int, int], Tensor]
+    ) -> None:
+        """Update with gradients of the weights that lie apart from those of the other parameters."""
+        split = self.shape.n_classes * self.shape.dim
+        blocks = (self.values, self._gradient, *self._moments)
+        for rate, learning_rate in enumerate(learning_rates):
+            for (first, last), count in zip(self._cohorts, self._updates[rate][4], strict=True):
+                if first >= active:
+                    break
+                count.add_(1)
+                for job in range(first, last):
+                    values, gradient, mean, square = (
+                        [block[rate, job, :split], block[rate, job, split:]] for block in blocks
+                    )
+                    gradient[0] = grad_weights[rate, job].view(-1)
+                    _adam(values, gradient, mean, square, [count, count], learning_rate)
+
+
+def _adam(
+    values: list[Tensor],
+    gradient: list[Tensor],
+    mean: list[Tensor],
+    square: list[Tensor],
+    steps: list[Tensor],
+    learning_rate: float,
+) -> None:
+    """Call what ``torch.optim.Adam(fused=True)`` calls, after the steps were counted.
+
+    The class would import the compiler, 0.8 s for nothing, and what it does besides takes longer than the update of a small
+    probe.
+    """
+    torch._fused_adam_(
+        values,
+        gradient,
+        mean,
+        square,
+        [],
+        steps,
+        amsgrad=False,
+        lr=learning_rate,
+        beta1=_BETA1,
+        beta2=_BETA2,
+        weight_decay=0.0,
+        eps=_EPS,
+        maximize=False,
+    )
