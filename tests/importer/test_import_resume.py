@@ -287,3 +287,19 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be_made(tmp_path: Path) ->
     assert [path for path, _, _ in dry.failures] == ["cat/bad.wav"]
     (source / "cat" / "bad.wav").unlink()
     assert import_audio(source, name="x", out=tmp_path / "out").splits == import_audio(source, name="x", out=tmp_path / "out", dry_run=True).splits  # fmt: skip
+
+
+def test_nobody_claims_a_folder_while_its_import_is_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    working, other = (state.Working(tmp_path / "x", tmp_path / "x.toml") for _ in range(2))
+    refused: list[str] = []
+
+    def rmtree(path: Path, *, ignore_errors: bool) -> None:
+        try:
+            with other.claimed():
+                pass
+        except ConfigError as error:
+            refused.append(error.message)
+
+    with monkeypatch.context() as patch, working.claimed():
+        patch.setattr("xares_store.importer.state.shutil.rmtree", rmtree)
+    assert refused == ["Another process is importing into this folder."]

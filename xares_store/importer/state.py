@@ -49,11 +49,13 @@ class Working:
             ConfigError: another process imports into the folder, or it holds something else.
         """
         self._refuse_strange()
-        self.work.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.work / "lock")
         try:
+            self.work.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
-        except filelock.Timeout:
+            (self.work / "lock").stat()  # what another process removed as it ended keeps nobody out
+        except (filelock.Timeout, FileNotFoundError):
+            lock.release()
             raise ConfigError(
                 "Another process is importing into this folder.", where=self.folder, hint="Wait until it is done."
             ) from None
@@ -62,10 +64,10 @@ class Working:
                 path.unlink(missing_ok=True)
             yield
         finally:
-            lock.release()
-            if not (self.work / _PLAN).exists():
+            if not (self.work / _PLAN).exists():  # still claimed: nobody else's files are there
                 shutil.rmtree(self.work, ignore_errors=True)
                 self._remove_if_empty()
+            lock.release()
 
     def _remove_if_empty(self) -> None:
         try:
