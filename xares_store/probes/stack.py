@@ -31,7 +31,7 @@ IndexArray = npt.NDArray[np.int64]
 BUFFERS_PER_MODEL = 6
 
 # On a CPU, such products are made of so many values at a time: they and what they are made of stay in the cache.
-_PIECE_VALUES = 200_000
+_PIECE_VALUES = 400_000
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
@@ -124,6 +124,21 @@ class Batches:
             yield index[:active, first : first + width], weight, self._count[step, :active]
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """Views of one probe of a stack, made once: ``pieces`` of its weights, then what is updated, weights first."""
+
+    pieces: tuple[Tensor, ...]
+    gamma: Tensor
+    beta: Tensor
+    grad_gamma: Tensor
+    values: list[Tensor]
+    gradient: Tensor
+    mean: list[Tensor]
+    square: list[Tensor]
+    steps: list[Tensor]
+
+
 class Stack:
     """Parameters, gradients and Adam state of ``rates x jobs`` probes.
 
@@ -147,10 +162,15 @@ class Stack:
         self.best = self.values.clone()
         self._weight, self._bias, self._gamma, self._beta = self.shape.parts(self.values)
         self._grad_weight, self._grad_bias, self._grad_gamma, self._grad_beta = self.shape.parts(self._gradient)
-        rows_at_once = max(1, _PIECE_VALUES // (n_rates * self.n_jobs * dim)) if device == "cpu" else n_classes
-        self._piece = min(rows_at_once, n_classes)
+        # How many classes of a whole stack, and of one probe, make a piece.
+        models = n_rates * self.n_jobs
+        self._piece, self._piece_of_one = (
+            min(n_classes, max(1, _PIECE_VALUES // (count * dim))) if device == "cpu" else n_classes
+            for count in (models, 1)
+        )
         # Made anew at every step, these would be fetched from the system and given back each time.
-        self._product = torch.empty(n_rates, self.n_jobs, self._piece, dim, device=device)
+        size = max(models * self._piece, self._piece_of_one) * dim
+        self._scratch = torch.empty(size, device=device)
         self._inputs = torch.empty(0, device=device)
         # Jobs with equally many clips take the same steps, hence share Adam's bias correction: one cohort, one block
         # of memory, one call of the optimiser.
@@ -162,6 +182,26 @@ class Stack:
             [*([block[rate, first:last] for first, last in self._cohorts] for block in blocks), steps[rate]]
             for rate in range(n_rates)
         ]
+        cohort_of = [index for index, (first, last) in enumerate(self._cohorts) for _ in range(first, last)]
+        self._probes = [
+            [self._probe(rate, job, steps[rate][cohort_of[job]]) for job in range(self.n_jobs)]
+            for rate in range(n_rates)
+        ]
+
+    def _probe(self, rate: int, job: int, steps: Tensor) -> _Probe:
+        split = self.shape.n_classes * self.shape.dim
+        weight = self._weight[rate, job]
+        return _Probe(
+            pieces=torch.split(weight, self._piece_of_one),
+            gamma=self._gamma[rate, job],
+            beta=self._beta[rate, job],
+            grad_gamma=self._grad_gamma[rate, job],
+            values=[weight, self.values[rate, job, split:]],
+            gradient=self._gradient[rate, job, split:],
+            mean=[self.shape.parts(self._moments[0])[0][rate, job], self._moments[0][rate, job, split:]],
+            square=[self.shape.parts(self._moments[1])[0][rate, job], self._moments[1][rate, job, split:]],
+            steps=[steps, steps],
+        )
 
     def keep(self, better: npt.NDArray[np.bool_]) -> None:
         """Copy the probes marked in ``better (rates, jobs)`` to ``best``."""
@@ -188,75 +228,53 @@ class Stack:
         """
         active, batch, dim = x.shape
         rates, classes = self.n_rates, self.shape.n_classes
-        weights, grad_gamma = self._weight[:, :active], self._grad_gamma[:, :active]
+        # A view, and a copy only where some jobs have run out of clips.
+        weights = self._weight[:, :active].reshape(rates * active, classes, dim)
         gamma, beta = self._gamma[:, :active].unsqueeze(2), self._beta[:, :active].unsqueeze(2)
         inputs = self._input_buffer(rates, active, batch, dim)
         torch.addcmul(beta, gamma, x, out=inputs)
         large = is_large(classes, dim, batch, x.device)
-        logits = self._logits_one_by_one(inputs) if large else self._logits(inputs)
+        flat = inputs.view(rates * active, batch, dim)
+        if large:
+            logits = torch.stack([product(*one) for one in zip(weights.unbind(), flat.unbind(), strict=True)])
+        else:
+            logits = torch.bmm(weights, flat.transpose(1, 2))
+        logits = logits.view(rates, active, classes, batch).add_(self._bias[:, :active].unsqueeze(-1))
         value, grad = loss_and_gradient(loss, logits, target, weight)
         grad_sum = grad.sum(dim=-1)  # (rates, active, classes)
 
-        flat = weights.reshape(rates * active, classes, dim)  # a copy only where some jobs have run out of clips
-        shift = torch.bmm(grad_sum.view(rates * active, 1, classes), flat)
+        shift = torch.bmm(grad_sum.view(rates * active, 1, classes), weights)
         self._grad_beta[:, :active] = shift.view(rates, active, dim)
         self._grad_bias[:, :active] = grad_sum
-        grad_gamma.zero_()
         if large:
-            places = [(rate, job) for rate in range(rates) for job in range(active)]
-            grad_weights = {place: product(grad[place], x[place[1]].T) for place in places}
-            for (rate, job), one in grad_weights.items():
-                self._through_norm(one[None, None], grad_sum, slice(rate, rate + 1), slice(job, job + 1))
-            self._update_one_by_one(active, learning_rates, grad_weights)
+            self._finish_one_by_one(grad, grad_sum, x, learning_rates)
         else:
-            grad_weight = self._grad_weight[:, :active]
-            for rate in range(rates):
-                torch.bmm(grad[rate], x, out=grad_weight[rate])
-            self._through_norm(grad_weight, grad_sum, slice(None), slice(active))
-            self._update(active, learning_rates)
+            self._finish(grad, grad_sum, x, learning_rates)
         return value.T
 
-    def _logits(self, inputs: Tensor) -> Tensor:
-        """Return logits ``(rates, active, classes, batch)`` in one batched product."""
-        rates, active, batch, dim = inputs.shape
-        weight = self._weight[:, :active].reshape(rates * active, -1, dim)
-        bias = self._bias[:, :active].reshape(rates * active, -1, 1)
-        return torch.baddbmm(bias, weight, inputs.view(-1, batch, dim).transpose(1, 2)).view(rates, active, -1, batch)
-
-    def _logits_one_by_one(self, inputs: Tensor) -> Tensor:
-        rates, active, batch, _ = inputs.shape
-        logits = inputs.new_empty(rates, active, self.shape.n_classes, batch)
-        for rate in range(rates):
-            for job in range(active):
-                found = product(self._weight[rate, job], inputs[rate, job])
-                torch.add(found, self._bias[rate, job].unsqueeze(-1), out=logits[rate, job])
-        return logits
-
-    def _through_norm(self, gradient: Tensor, grad_sum: Tensor, rates: slice, jobs: slice) -> None:
-        """Turn the gradient of the folded weights into that of the weights, in place, and add up that of gamma.
+    def _finish(self, grad: Tensor, grad_sum: Tensor, x: Tensor, learning_rates: Sequence[float]) -> None:
+        """Make the gradients of weights and gamma in batched products, and update.
 
         Args:
-            gradient: ``(rates, jobs, classes, dim)``.
-            grad_sum: gradient of the biases of the whole stack.
-            rates, jobs: which part of the stack it is.
+            grad: gradient of the logits, ``(rates, active, classes, batch)``.
+            grad_sum: its sum over the batch.
+            x: normalised features ``(active, batch, dim)``.
+            learning_rates: one per rate.
         """
-        weight, grad_gamma = self._weight[rates, jobs], self._grad_gamma[rates, jobs]
-        gamma, beta = self._gamma[rates, jobs].unsqueeze(2), self._beta[rates, jobs].unsqueeze(2)
-        grad_sum = grad_sum[rates, jobs]
+        active = len(x)
+        weight, grad_weight, grad_gamma = (
+            part[:, :active] for part in (self._weight, self._grad_weight, self._grad_gamma)
+        )
+        gamma, beta = self._gamma[:, :active].unsqueeze(2), self._beta[:, :active].unsqueeze(2)
+        for one, found in zip(grad.unbind(), grad_weight.unbind(), strict=True):
+            torch.bmm(one, x, out=found)
+        grad_gamma.zero_()
         for first in range(0, self.shape.n_classes, self._piece):
             rows = slice(first, first + self._piece)
-            piece = gradient[:, :, rows]
-            n_rates, n_jobs, n_rows, _ = piece.shape
-            scratch = self._product[:n_rates, :n_jobs, :n_rows]
+            piece = grad_weight[:, :, rows]
+            scratch = self._scratch[: piece.numel()].view(piece.shape)
             grad_gamma.add_(torch.mul(piece, weight[:, :, rows], out=scratch).sum(dim=2))
             piece.mul_(gamma).addcmul_(grad_sum[:, :, rows].unsqueeze(-1), beta)
-
-    def _input_buffer(self, *shape: int) -> Tensor:
-        if self._inputs.shape != shape:
-            self._inputs = torch.empty(shape, device=self._inputs.device)
-        return self._inputs
-
-    def _update(self, active: int, learning_rates: Sequence[float]) -> None:
         cohorts = sum(first < active for first, _ in self._cohorts)
         for lists, learning_rate in zip(self._updates, learning_rates, strict=True):
             values, gradient, mean, square, steps = (tensors[:cohorts] for tensors in lists)
@@ -264,23 +282,28 @@ class Stack:
                 count.add_(1)
             _adam(values, gradient, mean, square, steps, learning_rate)
 
-    def _update_one_by_one(
-        self, active: int, learning_rates: Sequence[float], grad_weights: Mapping[tuple[int, int], Tensor]
-    ) -> None:
-        """Update with gradients of the weights that lie apart from those of the other parameters."""
-        split = self.shape.n_classes * self.shape.dim
-        blocks = (self.values, self._gradient, *self._moments)
+    def _finish_one_by_one(self, grad: Tensor, grad_sum: Tensor, x: Tensor, learning_rates: Sequence[float]) -> None:
+        """Do the same for large probes: their products are faster one by one."""
+        inputs = [one.T for one in x.unbind()]
         for rate, learning_rate in enumerate(learning_rates):
-            for (first, last), count in zip(self._cohorts, self._updates[rate][4], strict=True):
-                if first >= active:
-                    break
-                count.add_(1)
-                for job in range(first, last):
-                    values, gradient, mean, square = (
-                        [block[rate, job, :split], block[rate, job, split:]] for block in blocks
-                    )
-                    gradient[0] = grad_weights[rate, job].view(-1)
-                    _adam(values, gradient, mean, square, [count, count], learning_rate)
+            for (first, _), count in zip(self._cohorts, self._updates[rate][4], strict=True):
+                if first < len(x):
+                    count.add_(1)
+            parts = zip(grad[rate].unbind(), grad_sum[rate].unsqueeze(-1).unbind(), inputs, strict=True)
+            # Only the first jobs may have clips left; the others are not reached.
+            for probe, (one, sums, clips) in zip(self._probes[rate], parts, strict=False):
+                found = product(one, clips)
+                probe.grad_gamma.zero_()
+                for piece, weight in zip(torch.split(found, self._piece_of_one), probe.pieces, strict=True):
+                    scratch = self._scratch[: piece.numel()].view(piece.shape)
+                    probe.grad_gamma.add_(torch.mul(piece, weight, out=scratch).sum(dim=0))
+                found.mul_(probe.gamma).addcmul_(sums, probe.beta)
+                _adam(probe.values, [found, probe.gradient], probe.mean, probe.square, probe.steps, learning_rate)
+
+    def _input_buffer(self, *shape: int) -> Tensor:
+        if self._inputs.shape != shape:
+            self._inputs = torch.empty(shape, device=self._inputs.device)
+        return self._inputs
 
 
 def _adam(
