@@ -168,7 +168,7 @@ def instrument(clock: Clock) -> None:
     clock.wrap(whole, "load_features", "read, targets, splits")
     clock.wrap(whole, "parts_digest", "read, targets, splits")
     clock.wrap(stack.Stack, "step", "train: forward, backward")
-    clock.wrap(stack.Stack, "_update", "train: Adam")
+    clock.wrap(stack, "_adam", "train: Adam")
     clock.wrap(mlp, "_train_slice", "train: batches and the rest")
     clock.wrap(outcomes, "knn_predict", "k-NN")
     clock.wrap(clips.Clips, "scores", "validate")
