@@ -302,15 +302,20 @@ def test_crops_of_a_recording_vote_under_strict_and_stand_alone_under_published(
 def test_a_suite_stands_for_its_tasks(store: Path, toy: Toy, tmp_path: Path) -> None:
     report = evaluate(store, tasks=["xares", str(toy.task)], probes=["knn"])
     assert [result.task for result in report.results] == ["toy"]
+    assert report.failed == []
     tasks = [load_task(name) for name in suites()["xares"]]
     near = [task for task in tasks if task.target.kind == "single-label"]
-    assert {task for _, task, _ in report.failed} == {task.name for task in near if not task.private}
     text = "\n".join(report.notes)
-    assert all(f'Private task "{task.name}" is skipped' in text for task in near if task.private)
+    (public,) = [note for note in report.notes if "not embedded, left out" in note and "private" not in note]
+    (private,) = [note for note in report.notes if "private and not embedded, left out" in note]
+    assert all((task.name in private) == task.private and (task.name in public) != task.private for task in near)
+    with pytest.raises(StoreError, match="None of these tasks is embedded"):
+        evaluate(store, tasks=["xares"], probes=["knn"])
+    assert {row[1] for row in leaderboard_rows(store, tasks=[str(toy.task)])[1]} <= {"toy"}
     others = [task.name for task in tasks if task not in near]
     assert others == ["librispeech", "clotho", "desed", "fsd50k", "maestro"]
     assert all(f'Task "{name}" is not evaluated' in text for name in others)
-    with pytest.raises(ShardError, match="asvspoof"):
+    with pytest.raises(ShardError, match=r"(?s)No audio shards of 22 tasks: asvspoof2015, .*xares fetch asvspoof2015"):
         select_tasks(["xares"], tmp_path)
 
 

@@ -13,9 +13,12 @@ from tests.published import FACTS, make_shards
 from xares_store.catalog import load_task
 from xares_store.cli import cli
 from xares_store.errors import ConfigError, ProbeError
+from xares_store.runs.aggregates import suite_report
 from xares_store.runs.compare import compare
 from xares_store.runs.embed import embed
 from xares_store.runs.evaluate import evaluate
+from xares_store.runs.frame_scores import EVENT_RULES
+from xares_store.runs.request import make_request, settings_for
 from xares_store.store.store import Store
 
 TASKS = ("clotho", "desed", "fsd50k", "speechocean762", "esc50")
@@ -60,6 +63,47 @@ def test_a_probe_that_does_not_fit_is_named_and_refused_when_it_was_the_only_wis
         evaluate(path, tasks=["desed"], probes=["knn"])
     with pytest.raises(ConfigError, match="belongs to the probe"):
         evaluate(path, tasks=["esc50"], probes=["knn"], text_encoder="some/model")
+
+
+def test_an_option_that_no_task_uses_is_a_slip(path: Path) -> None:
+    for option in ("text_encoder", "tokenizer"):
+        with pytest.raises(ConfigError, match="belongs to tasks of captions"):
+            evaluate(path, tasks=["esc50"], **{option: "words"})  # type: ignore[arg-type]
+
+
+def test_active_frames_weigh_what_the_task_file_says(path: Path) -> None:
+    """MAESTRO's 10 reaches the probe; DESED has none, which is 1."""
+    request = make_request([], 1, None, None, None, None, None, None, "strict", "cpu")
+    assert settings_for(load_task("maestro"), "frame", request)["positive_weight"] == 10.0
+    assert settings_for(load_task("desed"), "frame", request)["positive_weight"] == 1.0
+    text = load_task("desed").to_toml().replace("[probe.frame]", "[probe.frame]\npositive_weight = 50.0")
+    heavy = path.parent / "heavy" / "desed.toml"
+    heavy.parent.mkdir(exist_ok=True)
+    heavy.write_text(text)
+    found = {}
+    for spec in ("desed", str(heavy)):
+        (result,) = evaluate(path, tasks=[spec], encoders=["logmel"], seeds=1, epochs=40, learning_rates=[1e-2]).results
+        rows = Store.open(path).predictions(result.run_id)["counts"].to_pylist()
+        found[spec] = np.sum([np.reshape(row, (3, -1))[:2].sum() for row in rows])
+    assert found[str(heavy)] > found["desed"], "more frames are predicted active when missing one costs more"
+
+
+def test_events_are_matched_within_the_published_collars() -> None:
+    assert EVENT_RULES["event_f1"].onset_collar_s == 0.2
+    assert EVENT_RULES["onset_f1"].onset_collar_s == 0.05
+
+
+def test_another_tokenizer_is_a_line_of_its_own(path: Path, tmp_path: Path) -> None:
+    from tests.text_models import save_tokenizer
+
+    folder = save_tokenizer(tmp_path / "tokenizer")
+    evaluate(
+        path, tasks=["clotho"], encoders=["logmel"], seeds=1, epochs=3, learning_rates=[1e-2], tokenizer=str(folder)
+    )
+    lines = suite_report(path, "clotho", encoders=["logmel"]).lines
+    labels = [line.label for line in lines]
+    assert len(labels) == 2
+    assert [("text" in label) for label in labels] == [False, True]
 
 
 def test_tags_are_stored_as_text_and_as_scores(path: Path) -> None:

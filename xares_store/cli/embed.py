@@ -14,7 +14,10 @@ SHOWN_FAILURES = 10
 
 @click.command()
 @click.option(
-    "--encoder", required=True, metavar="SPEC", help="enc.py[:Class], module:Class, hf:org/model, hear:module, or a name (`xares encoders`)."
+    "--encoder",
+    required=True,
+    metavar="SPEC",
+    help="enc.py[:Class], module:Class, hf:org/model, hear:module, or a name (`xares encoders`).",
 )
 @click.option("--encoder-arg", "encoder_args", multiple=True, metavar="KEY=VALUE", help="Argument of the constructor.")
 @click.option(

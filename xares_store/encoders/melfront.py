@@ -44,7 +44,7 @@ def hz_to_mel(hz: torch.Tensor, scale: Scale) -> torch.Tensor:
         scale: ``htk`` is 2595 log10(1 + f / 700); ``slaney`` is linear up to 1 kHz and logarithmic above.
 
     Example:
-        >>> hz_to_mel(torch.tensor([500.0, 1000.0], dtype=torch.float64), "slaney").tolist()
+        >>> hz_to_mel(torch.tensor([500.0, 1000.0], dtype=torch.float64), "slaney").round(decimals=6).tolist()
         [7.5, 15.0]
     """
     if scale == "htk":

@@ -32,7 +32,7 @@ def slice_rows(dim: int, columns: int) -> int:
 
     Example:
         >>> slice_rows(768, 40)
-        2314
+        2259
     """
     return max(64, _SLICE_BYTES // (4 * dim + 16 * columns))
 

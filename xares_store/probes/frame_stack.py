@@ -26,7 +26,7 @@ def stack_bytes(dim: int, n_classes: int, models: int) -> int:
 
     Example:
         >>> stack_bytes(768, 10, 20)
-        5166560
+        4428480
     """
     return 4 * BUFFERS_PER_MODEL * parameter_count(dim, n_classes) * models
 

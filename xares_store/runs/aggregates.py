@@ -196,11 +196,11 @@ def _own_settings(task: Task, probe: str, protocol: str) -> dict[str, Any]:
 
 
 def _given_settings(row: Row) -> dict[str, Any]:
-    """Return a score's settings; a text side trained from scratch belongs to its protocol and is no change."""
+    """Return a score's settings; the text side that is its protocol's own is no change."""
     settings: dict[str, Any] = json.loads(row["settings"])
     if row["probe"] == "retrieval":
         settings.pop("loss", None)
-        if settings.get("text", {}).get("encoder") == "scratch":
+        if settings.get("text", {}).get("own"):
             del settings["text"]
     return settings
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 from xares_store.metrics import classification, multilabel
 from xares_store.metrics.aggregate import mean_over, voted_logits
 from xares_store.metrics.resampling import bootstrap_counts, bootstrap_map
-from xares_store.metrics.statistics import Interval, bootstrap_interval
+from xares_store.metrics.statistics import Interval, percentile_interval
 from xares_store.runs.features import Features
-from xares_store.runs.score import Scored, prediction_table, score_entries
+from xares_store.runs.score import Scored, drawn_together, mean_intervals, prediction_table, score_entries
 from xares_store.task import Task
 
 # Metrics of the order of scores that have no interval.
@@ -21,6 +21,7 @@ _RANKED: dict[str, Callable[[Any, Any], float]] = {
     "auroc": multilabel.mean_auroc,
     "d_prime": multilabel.mean_d_prime,
 }
+_REPLICATES = 2000
 _ERRORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"mse": np.square, "mae": np.abs}
 _Values = tuple[list[float], list[Interval | None], Interval | None]  # of each fold, their intervals, that of the mean
 
@@ -67,13 +68,14 @@ def score_multilabel(
         hits.append(_counts(target.astype(bool), active))
     counts = [len(target) for target in targets]
     scores: list[dict[str, Any]] = []
+    groups = drawn_together(features, vote=vote)
     rare = not all(target.any(axis=0).all() for target in targets)  # else all classes are present ones
     mean_ap: dict[bool, _Values] = {}
     for name in task.metric.names:
         if name in ("map", "map_present"):
             present = rare and name == "map_present"
             if present not in mean_ap:
-                mean_ap[present] = _mean_average_precision(targets, ranks, present=present)
+                mean_ap[present] = _mean_average_precision(targets, ranks, groups, present=present)
             values, intervals, overall = mean_ap[present]
         elif name in _RANKED:
             values = [_RANKED[name](target, ranked) for target, ranked in zip(targets, ranks, strict=True)]
@@ -83,8 +85,10 @@ def score_multilabel(
             function = classification.macro_f1 if average == "macro" else classification.micro_f1
             pairs = zip(targets, ranks, strict=True)
             values = [function(target, (ranked > 0).astype(int)) for target, ranked in pairs]
-            intervals = [bootstrap_counts(one, average) for one in hits]
-            overall = bootstrap_counts(np.concatenate(hits), average, strata=_strata(counts))
+            each: list[np.ndarray | None] = [*groups] if groups else [None for _ in hits]
+            intervals = [bootstrap_counts(one, average, groups=group) for one, group in zip(hits, each, strict=True)]
+            together = None if groups is None else np.concatenate(groups)
+            overall = bootstrap_counts(np.concatenate(hits), average, strata=_strata(counts), groups=together)
         scores += score_entries(name, features.folds, values, counts, intervals, overall)
     return Scored(scores, pa.concat_tables(tables), sum(counts), details, tensors)
 
@@ -116,28 +120,58 @@ def score_regression(
         pairs.append((target, found))
     counts = [len(target) for target, _ in pairs]
     scores: list[dict[str, Any]] = []
+    intervals: list[Interval | None]
+    overall: Interval | None
     for name in task.metric.names:
         if name in _ERRORS:
             errors = [_ERRORS[name](found - target) for target, found in pairs]
             values = [float(one.mean()) for one in errors]
-            intervals: list[Interval | None] = [bootstrap_interval(one) for one in errors]
-            overall: Interval | None = bootstrap_interval(np.concatenate(errors), strata=_strata(counts))
+            intervals, overall = mean_intervals(errors, drawn_together(features, vote=vote))
         else:
             values = [classification.pearson(target, found) for target, found in pairs]
-            intervals, overall = [None] * len(counts), None
+            intervals, overall = _pearson_intervals(pairs, drawn_together(features, vote=vote))
         scores += score_entries(name, features.folds, values, counts, intervals, overall)
     return Scored(scores, pa.concat_tables(tables), sum(counts), details, tensors)
 
 
-def _mean_average_precision(targets: Sequence[np.ndarray], ranks: Sequence[np.ndarray], *, present: bool) -> _Values:
+def _mean_average_precision(
+    targets: Sequence[np.ndarray], ranks: Sequence[np.ndarray], groups: Sequence[np.ndarray] | None, *, present: bool
+) -> _Values:
     function = multilabel.map_present if present else classification.mean_average_precision
     pairs = list(zip(targets, ranks, strict=True))
-    intervals: list[Interval | None] = [bootstrap_map(*pair, present_only=present) for pair in pairs]
+    each: list[np.ndarray | None] = [*groups] if groups else [None for _ in pairs]
+    intervals: list[Interval | None] = [
+        bootstrap_map(*pair, present_only=present, groups=group) for pair, group in zip(pairs, each, strict=True)
+    ]
     overall = intervals[0]
     if len(pairs) > 1:
         strata = _strata([len(target) for target in targets])
-        overall = bootstrap_map(np.concatenate(targets), np.concatenate(ranks), present_only=present, strata=strata)
+        together = None if groups is None else np.concatenate(groups)
+        overall = bootstrap_map(
+            np.concatenate(targets), np.concatenate(ranks), present_only=present, strata=strata, groups=together
+        )
     return [function(*pair) for pair in pairs], intervals, overall
+
+
+def _pearson_intervals(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], groups: Sequence[np.ndarray] | None
+) -> tuple[list[Interval | None], Interval | None]:
+    """Return the intervals of the correlation in each fold, and of their mean, from recordings drawn with replacement."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for number, (target, found) in enumerate(pairs):
+        x, y = target - target.mean(), found - found.mean()
+        member = np.arange(len(x)) if groups is None else np.unique(groups[number], return_inverse=True)[1]
+        sums = np.zeros((int(member.max()) + 1, 6))
+        np.add.at(sums, member, np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1))
+        weights = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=_REPLICATES)
+        n, sx, sy, sxx, syy, sxy = (weights @ sums).T
+        spread = np.sqrt(np.maximum(n * sxx - sx * sx, 0) * np.maximum(n * syy - sy * sy, 0))
+        # Where one side is constant nothing is correlated.
+        drawn.append(np.divide(n * sxy - sx * sy, spread, out=np.zeros(len(n)), where=spread > 1e-12 * spread.max()))
+    points = [classification.pearson(*pair) for pair in pairs]
+    each: list[Interval | None] = [percentile_interval(*one, 0.95) for one in zip(points, drawn, strict=True)]
+    return each, percentile_interval(float(np.mean(points)), np.mean(drawn, axis=0), 0.95)
 
 
 def _items(features: Features, test: np.ndarray, vote: bool) -> tuple[np.ndarray, np.ndarray]:

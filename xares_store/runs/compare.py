@@ -113,7 +113,7 @@ def compare(
     a, b = (_one(opened, name) for name in (encoder_a, encoder_b))
     if a == b:
         raise ConfigError(f'Two different encoders are needed, found "{a}" twice.', where="xares compare")
-    known_tasks(opened, tasks)
+    tasks = known_tasks(opened, tasks)
     wanted = {"a": a, "b": b, "item_metrics": [name for name in metric_names() if metric_for(name).per_item]}
     rows = [*_item_rows(opened, wanted, tasks, probes), *_whole_rows(opened, wanted, tasks, probes)]
     if not rows:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xares_store.catalog import load_tasks
-from xares_store.errors import ConfigError, ProbeError, TaskNotFoundError, XaresError
+from xares_store.errors import ConfigError, ProbeError, StoreError, TaskNotFoundError, XaresError
 from xares_store.kinds import PROBES_OF_KIND
 from xares_store.probes.probe import PROBES
 from xares_store.runs.features import Features, choose_encoders, load_features, parts_digest, task_named
@@ -149,7 +149,9 @@ def evaluate(
     if not chosen:
         raise ConfigError("The store has no embeddings.", where=target.path, hint="Run `xares embed` first.")
     report = EvaluateReport()
-    pairs = [(encoder, task) for task in _with_a_probe(_tasks(target, tasks), request, report) for encoder in chosen]
+    chosen_tasks = _tasks(target, tasks)
+    _refuse_idle_options(chosen_tasks, request)
+    pairs = [(encoder, task) for task in _with_a_probe(chosen_tasks, request, report) for encoder in chosen]
     skip = _absent(target, pairs, tasks, report)
     with Meter("evaluating", total=sum(len(probes_for(task, request)) for _, task in pairs), quiet=quiet) as meter:
         for encoder, task in pairs:
@@ -162,6 +164,12 @@ def evaluate(
                 if len(pairs) == 1:
                     raise
                 report.failed.append((encoder, task.name, str(error)))
+    if tasks and pairs and len(skip) == len(pairs):
+        raise StoreError(
+            "None of these tasks is embedded: " + ", ".join(dict.fromkeys(task.name for _, task in pairs)) + ".",
+            where=target.path,
+            hint="Run `xares embed` first; `xares store ls` lists what is there.",
+        )
     if report.failed and not report.results:
         raise XaresError(
             f"Nothing could be evaluated. {len(report.failed)} of {len(report.failed)} combinations failed, the first one with:\n"
@@ -169,6 +177,19 @@ def evaluate(
         )
     report.seconds = time.perf_counter() - began
     return report
+
+
+def _refuse_idle_options(tasks: Sequence[Task], request: Request) -> None:
+    """An option that no task asked for makes use of is a slip."""
+    if any(task.target.kind == "captions" for task in tasks):
+        return
+    for option, value in (("--text-encoder", request.text_encoder), ("--tokenizer", request.tokenizer)):
+        if value is not None:
+            raise ConfigError(
+                "This setting belongs to tasks of captions, and none is to be evaluated.",
+                where=option,
+                hint="Leave it away, or name a task of captions: --task clotho.",
+            )
 
 
 def _with_a_probe(tasks: list[Task], request: Request, report: EvaluateReport) -> list[Task]:
@@ -194,18 +215,20 @@ def _with_a_probe(tasks: list[Task], request: Request, report: EvaluateReport) -
 def _absent(
     store: Store, pairs: list[tuple[str, Task]], specs: Sequence[str | Task], report: EvaluateReport
 ) -> set[tuple[str, str]]:
-    """Return combinations that are passed over: without a wish what is not embedded, of a suite the private tasks."""
+    """Return what is passed over because it is not embedded, and name it: all of it without a wish, a suite's members."""
     named = {spec.name if isinstance(spec, Task) else Path(spec).stem for spec in specs}
-    skip = set()
+    absent: dict[str, list[Task]] = {}
     for encoder, task in pairs:
-        if store.parts(encoder=encoder, task=task.audio_address):
-            continue
-        if not specs:
-            skip.add((encoder, task.name))
-        elif task.private and task.name not in named:
-            skip.add((encoder, task.name))
-            report.notes.append(f'Private task "{task.name}" is skipped: "{encoder}" has no embeddings of it.')
-    return skip
+        if task.name not in named and not store.parts(encoder=encoder, task=task.audio_address):
+            absent.setdefault(encoder, []).append(task)
+    if specs:
+        for encoder, tasks in absent.items():
+            private = [task.name for task in tasks if task.private]
+            public = [task.name for task in tasks if not task.private]
+            for names, what in ((public, "not embedded"), (private, "private and not embedded")):
+                if names:
+                    report.notes.append(f'"{encoder}": {what}, left out: {", ".join(names)}.')
+    return {(encoder, task.name) for encoder, tasks in absent.items() for task in tasks}
 
 
 def _tasks(store: Store, specs: Sequence[str | Task]) -> list[Task]:

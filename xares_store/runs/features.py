@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from xares_store.catalog import load_task, suites
 from xares_store.errors import ConfigError, CorruptError, ProtocolError, StoreError, TaskError, did_you_mean
 from xares_store.protocol import Fold, make_folds
 from xares_store.runs.state import missing_shards, parts_of
@@ -221,20 +222,28 @@ def _refuse_duplicates(split: np.ndarray, clip_id: list[str], shard: list[str], 
 
 
 def known_tasks(store: Store, wanted: Sequence[str]) -> list[str]:
-    """Check that a store has a definition of every task named.
+    """Return the names of tasks that a store has a definition of.
+
+    Args:
+        store: the store.
+        wanted: names of tasks or suites, or paths of task files; of a suite, the tasks that are there.
 
     Raises:
         TaskError: it has none; the message suggests near names.
     """
     known = sorted({address.rpartition("@")[0] for address in store.tasks()})
+    found: list[str] = []
     for name in wanted:
-        if name not in known:
+        members = [load_task(name).name] if name.endswith(".toml") else suites().get(name, [name])
+        present = [member for member in members if member in known]
+        if not present:
             raise TaskError(
                 f'The store has no task "{name}".',
                 where=store.path,
                 hint=did_you_mean(name, known, listing="It has: " + (", ".join(known) or "none")),
             )
-    return list(wanted)
+        found += present
+    return list(dict.fromkeys(found))
 
 
 def task_named(store: Store, name: str) -> Task:

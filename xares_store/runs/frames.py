@@ -34,7 +34,7 @@ from xares_store.runs.frame_scores import (
 )
 from xares_store.runs.provenance import describe_device
 from xares_store.runs.request import Request
-from xares_store.runs.score import Scored, prediction_table, score_entries
+from xares_store.runs.score import Scored, drawn_together, prediction_table, score_entries
 from xares_store.store.stream import FrameSource
 from xares_store.targets import EventTable
 from xares_store.task import Task
@@ -70,7 +70,7 @@ def frame_outcomes(
     """Train the frame probe for all folds and seeds and score each seed.
 
     Under ``strict`` the scored item is the recording: what was counted in its crops is summed. Under ``published`` it is
-    the crop. Intervals come from resampling items; frame mAP has none.
+    the crop. Intervals come from resampling recordings; frame mAP has none.
 
     Args:
         task: labels, metrics and the kind of events.
@@ -130,7 +130,7 @@ def frame_outcomes(
         _test(task, request, features, scorer, source, fold, mine, device, vote)
         for fold, mine in zip(features.folds, chosen, strict=True)
     ]
-    scores = _scores(task, features.folds, tested, len(seeds))
+    scores = _scores(task, features.folds, tested, len(seeds), drawn_together(features, vote=vote))
     general = {"events": _describe(task, scorer, features)}
     found: dict[int | None, Scored] = {}
     for number, seed in enumerate(seeds):
@@ -248,10 +248,29 @@ def _moved(events: EventTable, seconds: float) -> EventTable:
     return EventTable(events.onset_s + seconds, events.offset_s + seconds, events.label)
 
 
-def _scores(task: Task, folds: Sequence[Fold], tested: Sequence[_Tested], n_seeds: int) -> list[list[dict[str, Any]]]:
-    """Return the score entries of each seed."""
+def _summed(counts: dict[str, Counts], group: npt.NDArray[np.int64]) -> dict[str, Counts]:
+    """Add up the counts of the crops of each recording."""
+    _, member = np.unique(group, return_inverse=True)
+    found = {}
+    for kind, each in counts.items():
+        found[kind] = np.zeros((int(member.max()) + 1, *each.shape[1:]), np.int64)
+        np.add.at(found[kind], member, each)
+    return found
+
+
+def _scores(
+    task: Task,
+    folds: Sequence[Fold],
+    tested: Sequence[_Tested],
+    n_seeds: int,
+    groups: Sequence[npt.NDArray[np.int64]] | None,
+) -> list[list[dict[str, Any]]]:
+    """Return the score entries of each seed; ``groups`` says which items are drawn together for intervals."""
     counted = [name for name in task.metric.names if name in COUNTED]
-    replicates = [resample(counted, one.counts, seed=number) if counted else {} for number, one in enumerate(tested)]
+    drawn_of = [
+        one.counts if groups is None else _summed(one.counts, groups[number]) for number, one in enumerate(tested)
+    ]
+    replicates = [resample(counted, one, seed=number) if counted else {} for number, one in enumerate(drawn_of)]
     counts = [len(one.rows) for one in tested]
     entries: list[list[dict[str, Any]]] = [[] for _ in range(n_seeds)]
     for name in task.metric.names:

@@ -19,6 +19,7 @@ _OF_CLASSES: dict[str, Callable[[Any, Any], float]] = {
     "macro_accuracy": classification.macro_accuracy,
     "macro_f1": classification.macro_f1,
 }
+_OF_NUMBERS: dict[str, Callable[[Any, Any], float]] = {"pearson": classification.pearson}
 
 
 def paired_runs(
@@ -54,12 +55,13 @@ def paired_runs(
         target = np.tile(_multi_hot(task, first, [first_rows[item] for item in items]), (seeds, 1))
         a, b = (np.concatenate([_lists(rows, table, items, "scores") for rows, table in side]) for side in tables)
         return len(items), paired_swap_map(target, a, b, groups=groups)
-    function = _OF_CLASSES.get(metric)
+    function = _OF_NUMBERS.get(metric) or _OF_CLASSES.get(metric)
     if function is None:
         return len(items), None
     index = {label: position for position, label in enumerate(task.labels)}
+    read: Callable[[str], float] = float if metric in _OF_NUMBERS else index.__getitem__
     columns = [
-        np.concatenate([[index[table[name][rows[item]].as_py()] for item in items] for rows, table in side])
+        np.concatenate([[read(table[name][rows[item]].as_py()) for item in items] for rows, table in side])
         for side, name in ((tables[0], "target"), (tables[0], "prediction"), (tables[1], "prediction"))
     ]
     wanted, one, other = columns

@@ -31,13 +31,25 @@ def select_tasks(
     named = {spec.name if isinstance(spec, Task) else Path(spec).stem for spec in specs}
     found: list[tuple[Task, list[Shard]]] = []
     left_out: list[tuple[str, str]] = []
+    missing: list[tuple[Task, ShardError]] = []
     for task in load_tasks(specs) if specs else iter_shipped():
         try:
             found.append((task, _flat(find_shards(task, data))))
         except ShardError as error:
             if specs and not (task.private and task.name not in named):
-                raise
+                missing.append((task, error))
+                continue
             left_out.append((task.name, error.message))
+    if len(missing) == 1:
+        raise missing[0][1]
+    if missing:
+        names = [task.name for task, _ in missing]
+        raise ShardError(
+            f"No audio shards of {len(names)} tasks: {', '.join(names)}.",
+            where=data,
+            hint=f"Get them with `xares fetch {' '.join(names[:3])}{' ...' if len(names) > 3 else ''} --data {data}`, or name "
+            "no task: everything whose audio is there is embedded then.",
+        )
     if not found:
         raise ShardError(
             "No task has audio shards in the data root.",

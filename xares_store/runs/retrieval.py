@@ -86,7 +86,7 @@ def text_side(text_encoder: str | None, tokenizer: str | None, protocol: str) ->
     """
     encoder = text_encoder or SCRATCH
     if encoder == SCRATCH:
-        chosen = tokenizer or (PUBLISHED_TOKENIZER if protocol == "published" else WORDS)
+        chosen = tokenizer or _own_tokenizer(protocol)
         files = None if chosen == WORDS else find_text_files(chosen, weights=False, option="--tokenizer")
         return TextSide(SCRATCH, chosen, "mean", files)
     if tokenizer is not None:
@@ -106,14 +106,20 @@ def retrieval_settings(task: Task, request: Request) -> dict[str, Any]:
     """Return what the settings of the retrieval probe have beside epochs, batch size and learning rates.
 
     Returns:
-        ``loss`` and ``text``; the latter names the text side by the content of its files.
+        ``loss`` and ``text``; the latter names the text side by the content of its files, and says whether it is the
+        protocol's own.
 
     Raises:
         ConfigError, ProbeError: see :func:`text_side`.
     """
     side = text_side(request.text_encoder, request.tokenizer, request.protocol)
     loss = "multi-positive" if request.protocol == "strict" else "published"
-    return {"loss": loss, "text": side.identity()}
+    own = side.encoder == SCRATCH and side.tokenizer == _own_tokenizer(request.protocol)
+    return {"loss": loss, "text": {**side.identity(), "own": own}}
+
+
+def _own_tokenizer(protocol: str) -> str:
+    return PUBLISHED_TOKENIZER if protocol == "published" else WORDS
 
 
 def retrieval_outcomes(

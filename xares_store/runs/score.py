@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from xares_store.errors import MetricError
 from xares_store.metrics import aggregate, classification
+from xares_store.metrics.resampling import bootstrap_ratio
 from xares_store.metrics.statistics import Interval, bootstrap_interval
 from xares_store.protocol import Fold
 from xares_store.runs.features import Features
@@ -78,7 +79,8 @@ def score_run(
             )
         )
         items.append((target, scores_of))
-    scores = [entry for name in metrics for entry in _metric_entries(name, features.folds, items)]
+    groups = drawn_together(features, vote=vote)
+    scores = [entry for name in metrics for entry in _metric_entries(name, features.folds, items, groups)]
     return Scored(scores, pa.concat_tables(tables), sum(len(t) for t in tables), details or {}, tensors)
 
 
@@ -95,6 +97,36 @@ def items_of(features: Features, fold: Fold, raw: np.ndarray, *, vote: bool) -> 
         return fold.test, raw
     first, mean = aggregate.vote(raw, features.recording[fold.test])
     return fold.test[first], mean
+
+
+def drawn_together(features: Features, *, vote: bool) -> list[np.ndarray] | None:
+    """Return which items of each fold are crops of one recording, for intervals; None where every item is its own.
+
+    Crops of a recording are alike: intervals that drew them one by one would be too narrow. Only the published protocol
+    scores them one by one.
+    """
+    if vote or not features.cropped:
+        return None
+    return [features.recording[fold.test] for fold in features.folds]
+
+
+def mean_intervals(
+    values: Sequence[np.ndarray], groups: Sequence[np.ndarray] | None
+) -> tuple[list[Interval | None], Interval]:
+    """Return the intervals of means over items: of each fold, and of the mean over folds.
+
+    Args:
+        values: ``(items,)`` a fold.
+        groups: what :func:`drawn_together` gives.
+    """
+    strata = np.repeat(np.arange(len(values)), [len(one) for one in values])
+    together = np.concatenate(values)
+    if groups is None:
+        return [bootstrap_interval(one) for one in values], bootstrap_interval(together, strata=strata)
+    each: list[Interval | None] = [
+        bootstrap_ratio(one, np.ones(len(one)), groups=group) for one, group in zip(values, groups, strict=True)
+    ]
+    return each, bootstrap_ratio(together, np.ones(len(together)), strata=strata, groups=np.concatenate(groups))
 
 
 def prediction_table(features: Features, fold: Fold, rows: np.ndarray, *, vote: bool, **columns: Any) -> pa.Table:
@@ -160,7 +192,10 @@ _COLUMNS: dict[str, pa.DataType] = {
 
 
 def _metric_entries(
-    name: str, folds: Sequence[Fold], items: Sequence[tuple[np.ndarray, np.ndarray]]
+    name: str,
+    folds: Sequence[Fold],
+    items: Sequence[tuple[np.ndarray, np.ndarray]],
+    groups: Sequence[np.ndarray] | None,
 ) -> list[dict[str, Any]]:
     counts = [len(target) for target, _ in items]
     if name != "accuracy":
@@ -174,9 +209,7 @@ def _metric_entries(
     for fold, values_of in zip(folds, hits, strict=True):
         if not len(values_of):
             raise MetricError(f"Wanted at least one clip, found none: {name} is undefined.", where=f"fold {fold.name}")
-    strata = np.repeat(np.arange(len(hits)), counts)
-    overall = bootstrap_interval(np.concatenate(hits), strata=strata)
-    intervals = [bootstrap_interval(values_of) for values_of in hits]
+    intervals, overall = mean_intervals(hits, groups)
     return score_entries(name, folds, [float(values_of.mean()) for values_of in hits], counts, intervals, overall)
 
 
