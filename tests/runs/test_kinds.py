@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +72,14 @@ def test_an_option_that_no_task_uses_is_a_slip(path: Path) -> None:
             evaluate(path, tasks=["esc50"], **{option: "words"})  # type: ignore[arg-type]
 
 
-def test_active_frames_weigh_what_the_task_file_says(path: Path) -> None:
+def test_active_frames_weigh_what_the_task_file_says(path: Path, tmp_path: Path) -> None:
     """MAESTRO's 10 reaches the probe; DESED has none, which is 1."""
+    path = Path(shutil.copytree(path, tmp_path / "s"))
     request = make_request([], 1, None, None, None, None, None, None, "strict", "cpu")
     assert settings_for(load_task("maestro"), "frame", request)["positive_weight"] == 10.0
     assert settings_for(load_task("desed"), "frame", request)["positive_weight"] == 1.0
     text = load_task("desed").to_toml().replace("[probe.frame]", "[probe.frame]\npositive_weight = 50.0")
-    heavy = path.parent / "heavy" / "desed.toml"
+    heavy = tmp_path / "heavy" / "desed.toml"
     heavy.parent.mkdir(exist_ok=True)
     heavy.write_text(text)
     found = {}
@@ -96,6 +98,7 @@ def test_events_are_matched_within_the_published_collars() -> None:
 def test_another_tokenizer_is_a_line_of_its_own(path: Path, tmp_path: Path) -> None:
     from tests.text_models import save_tokenizer
 
+    path = Path(shutil.copytree(path, tmp_path / "s"))
     folder = save_tokenizer(tmp_path / "tokenizer")
     evaluate(
         path, tasks=["clotho"], encoders=["logmel"], seeds=1, epochs=3, learning_rates=[1e-2], tokenizer=str(folder)
