@@ -87,8 +87,10 @@ def score_multilabel(
             values = [function(target, (ranked > 0).astype(int)) for target, ranked in pairs]
             each: list[np.ndarray | None] = [*groups] if groups else [None for _ in hits]
             intervals = [bootstrap_counts(one, average, groups=group) for one, group in zip(hits, each, strict=True)]
-            together = None if groups is None else np.concatenate(groups)
-            overall = bootstrap_counts(np.concatenate(hits), average, strata=_strata(counts), groups=together)
+            overall = intervals[0]
+            if len(hits) > 1:
+                together = None if groups is None else np.concatenate(groups)
+                overall = bootstrap_counts(np.concatenate(hits), average, strata=_strata(counts), groups=together)
         scores += score_entries(name, features.folds, values, counts, intervals, overall)
     return Scored(scores, pa.concat_tables(tables), sum(counts), details, tensors)
 
