@@ -15,8 +15,10 @@ so the projection gives both ends.
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import resource
+import shutil
 import sys
 import tempfile
 import threading
@@ -190,7 +192,10 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, nargs="*", default=None, help="numbers of tasks; all when left out")
     parser.add_argument("--store", type=Path, default=None, help="keep the store here, or use the one that is there")
     options = parser.parse_args()
-    folder = options.store or Path(tempfile.mkdtemp(prefix="xares-suite-")) / "s"
+    folder = options.store
+    if folder is None:
+        folder = Path(tempfile.mkdtemp(prefix="xares-suite-")) / "s"
+        atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)  # gigabytes at full size
     if folder.exists():
         tasks = [make_task(number, classes) for number, classes in enumerate(CLASSES)]
     else:
