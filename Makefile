@@ -11,7 +11,7 @@ help:
 	@echo "make demo   set up, generate audio, embed, evaluate, print a leaderboard"
 	@echo "make test   set up and run all tests"
 	@echo "make lint   ruff, mypy, import-linter"
-	@echo "make bench  print the speed ratios (minutes)"
+	@echo "make bench  print the speed ratios (half an hour)"
 
 $(STAMP): pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "xares-store needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Set PYTHON=/path/to/python3.11")'
