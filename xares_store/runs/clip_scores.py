@@ -166,8 +166,9 @@ def _pearson_intervals(
         member = np.arange(len(x)) if groups is None else np.unique(groups[number], return_inverse=True)[1]
         sums = np.zeros((int(member.max()) + 1, 6))
         np.add.at(sums, member, np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1))
-        weights = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=_REPLICATES)
-        n, sx, sy, sxx, syy, sxy = (weights @ sums).T
+        shares, block = np.full(len(sums), 1 / len(sums)), _REPLICATES // 20  # so many at a time, to bound memory
+        blocks = [rng.multinomial(len(sums), shares, size=block) @ sums for _ in range(20)]
+        n, sx, sy, sxx, syy, sxy = np.concatenate(blocks).T
         spread = np.sqrt(np.maximum(n * sxx - sx * sx, 0) * np.maximum(n * syy - sy * sy, 0))
         # Where one side is constant nothing is correlated.
         drawn.append(np.divide(n * sxy - sx * sy, spread, out=np.zeros(len(n)), where=spread > 1e-12 * spread.max()))
