@@ -14,6 +14,9 @@ import pytest
 from tests.importer.material import members, write_csv, write_files, write_sound
 from xares_store import embed, evaluate, import_audio, load_task
 from xares_store.errors import ConfigError, LabelError
+from xares_store.importer.columns import choose_roles
+from xares_store.importer.options import Options
+from xares_store.importer.table import Row, Table
 from xares_store.kinds import Captions, Events, MultiLabel, Regression, SingleLabel, Transcript
 
 N = 12
@@ -253,11 +256,48 @@ def test_a_leaking_group_is_refused_by_name_with_two_of_its_files(audio: Path, t
 
 
 def test_a_manifest_of_numbers_as_labels_says_what_to_do(audio: Path, tmp_path: Path) -> None:
-    table = pa.table({"path": NAMES, "label": np.linspace(0, 1, N)})
+    table = pa.table({"path": NAMES, "label": np.arange(N) % 3 / 2})
     pq.write_table(table, audio / "m.parquet")
     with pytest.raises(LabelError, match="--kind regression"):
         import_audio(audio / "m.parquet", name="x", out=tmp_path / "out")
     assert import_audio(audio / "m.parquet", name="x", out=tmp_path / "out", kind="regression", folds=3).clips == N
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([f"{i + 0.125}" for i in range(240)], "regression"),
+        ([f"{i % 30 / 4}" for i in range(240)], "regression"),
+        ([f"{i % 5 / 4}" for i in range(240)], "single-label"),  # five steps of a knob
+        ([f"{i % 30}.0" for i in range(240)], "single-label"),  # whole numbers that a table with gaps made decimal
+        ([f"{i}" for i in range(240)], "regression"),
+        ([f"{i % 30}" for i in range(240)], "single-label"),
+        ([f"{i:03d}" for i in range(240)], "single-label"),  # names
+        ([*(f"{i + 0.5}" for i in range(239)), "unknown"], "single-label"),
+        ([i / 7 for i in range(240)], "regression"),
+        ([i % 30 for i in range(240)], "single-label"),
+    ],
+)
+def test_a_column_of_measured_numbers_is_no_column_of_classes(tmp_path: Path, values: list[Any], kind: str) -> None:
+    rows = [Row(f"line {i}", {"path": "a.wav", "khz": value}) for i, value in enumerate(values)]
+    table = Table(tmp_path / "m", "manifest", ("path", "khz"), rows)
+    roles = choose_roles(table, Options(name="x", label_columns=("khz",)))
+    assert (roles.kind, roles.labels) == (kind, ("khz",))
+    assert len(table.notes) == (kind == "regression")
+
+
+def test_a_guessed_regression_says_so_and_how_to_object(audio: Path, tmp_path: Path) -> None:
+    manifest = write_csv(audio / "m.csv", [{"path": n, "khz": f"{i + 0.5}"} for i, n in enumerate(NAMES)])
+    report = import_audio(manifest, name="x", out=tmp_path / "out", folds=3, label_columns=("khz",))
+    assert isinstance(load_task(report.task).target, Regression)
+    assert facts(tmp_path / "out", "x")["a/01.wav"]["khz"] == 1.5
+    (note,) = report.notes
+    assert "regression" in note
+    assert "--kind single-label" in note
+    said = import_audio(
+        manifest, name="y", out=tmp_path / "out", folds=3, label_columns=("khz",), kind="single-label", dry_run=True
+    )
+    assert (said.kind, len(said.labels)) == ("single-label", N)
 
 
 def test_numbers_too_large_and_half_characters(audio: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,15 @@ _GROUP = "group group_id recording recording_id speaker speaker_id spk_id sessio
 ONSET = "onset onset_s start start_s start_time start_seconds begin"
 OFFSET = "offset offset_s end end_s end_time end_seconds stop"
 EVENT_LABEL = "label event_label class event tag category"
+
+# A column of numbers is a measurement and no column of classes when it has more different values than people count in
+# such steps, or one for nearly every row. Whole numbers are often codes of classes, so more has to speak for them.
+_FEW_NUMBERS = 20
+_MANY_WHOLE = 100
+_NEARLY_ALL = 0.9
+_DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
+_HUGE = 10**300  # beyond it a whole number of JSON has no float
+_CODE = re.compile(r"0\d+", re.ASCII)  # 007 is a name
 
 
 @dataclass(frozen=True)
@@ -149,13 +159,13 @@ def _kind(table: Table, options: Options, said: tuple[str, ...], *, timed: bool)
     if said:
         if options.separator is not None and not timed:
             return "multi-label", said
-        return _by_values(table, said, timed=timed), said
+        return _by_values(table, options, said, timed=timed), said
     if events := guess(columns, _EVENTS):
         return "events", (events,)
     if label := guess(columns, _LABEL):
         if options.separator is not None and not timed:
             return "multi-label", (label,)
-        return _by_values(table, (label,), timed=timed), (label,)
+        return _by_values(table, options, (label,), timed=timed), (label,)
     for kind, names in (("captions", _CAPTIONS), ("transcript", _TRANSCRIPT), ("regression", _NUMBER)):
         if guess(columns, names):
             return kind, _labels_of(kind, columns)
@@ -177,7 +187,7 @@ def _labels_of(kind: str, columns: Sequence[str]) -> tuple[str, ...]:
     return () if found is None else (found,)
 
 
-def _by_values(table: Table, labels: tuple[str, ...], *, timed: bool) -> str:
+def _by_values(table: Table, options: Options, labels: tuple[str, ...], *, timed: bool) -> str:
     """Tell the kind by the values of the label column."""
     if len(labels) > 1:
         return "captions"
@@ -187,7 +197,38 @@ def _by_values(table: Table, labels: tuple[str, ...], *, timed: bool) -> str:
         return "events"
     if lists:
         return "multi-label"
-    return "events" if timed else "single-label"
+    if timed:
+        return "events"
+    named = table.origin == "folder" or labels[0] in table.class_names or options.vocabulary is not None
+    return "regression" if not named and _measured(table, labels[0]) else "single-label"
+
+
+def _measured(table: Table, column: str) -> bool:
+    """Tell whether a column holds measured numbers, not classes; if so, leave a note that says how to object."""
+    cells = [row.values.get(column) for row in table.rows]
+    values = [cell for cell in cells if cell is not None and cell != ""]
+    if not all(map(_is_number, values)):
+        return False
+    different = {float(value) for value in values}
+    nearly_all = 1 < len(different) >= _NEARLY_ALL * len(values)
+    typed = any(isinstance(value, float) for value in values)
+    if typed or any(number % 1 for number in different):
+        measured = nearly_all or len(different) > _FEW_NUMBERS
+    else:
+        measured = nearly_all and len(different) > _MANY_WHOLE
+    if measured:
+        otherwise = "write them as text" if typed else "say --kind single-label"
+        table.notes.append(
+            f'the column "{column}" holds numbers, {len(different)} different ones in {len(values)} rows, so the kind '
+            f"was guessed to be regression; if they are classes, {otherwise}"
+        )
+    return measured
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        return _DECIMAL.fullmatch(value.strip()) is not None and _CODE.fullmatch(value.strip()) is None
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
 
 
 def _flat(table: Table, column: str) -> bool:
