@@ -143,6 +143,27 @@ def test_without_a_connection_the_same_is_said(
     assert not data.exists()
 
 
+def test_every_task_names_its_own_record_and_the_cause_is_said_once(
+    task: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    other = write_task(tmp_path, TASK.replace('"birds"', '"frogs"').replace(RECORD, "99"), "frogs")
+    mirror = f"http://127.0.0.1:{unused_port()}"
+    report = fetch_task(task, other, data=data, mirror=mirror)
+    assert [(f"record {RECORD} " in said, "record 99 " in said) for _, said in report.problems] == [
+        (True, False),
+        (False, True),
+    ]
+    assert list(report.unanswered.values()) == [["birds", "frogs"]]
+    assert main(["fetch", str(task), str(other), "--data", str(data), "--mirror", mirror, "--dry-run"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""  # no table without a file
+    assert shown.err.count("Connection refused") == 1
+    assert "birds, frogs" in shown.err
+    assert "MB" not in shown.err
+    assert main(["fetch", str(task), "--data", str(data), "--mirror", mirror, "--dry-run", "--json"]) == 1
+    assert capsys.readouterr().out == "[]\n"
+
+
 def test_an_unknown_host_is_no_connection(task: Path, data: Path) -> None:
     report = fetch_task(task, data=data, mirror="http://no-such-host.invalid")
     assert "Put these files into" in report.problems[0][1]

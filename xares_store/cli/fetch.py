@@ -122,7 +122,8 @@ def _print_files(report: FetchReport, *, fmt: str) -> None:
 
 def _print_plan(report: FetchReport, data: Path, short: list[str], *, fmt: str) -> None:
     """Print files for programs and people, and sums and obstacles for people."""
-    _print_files(report, fmt=fmt)
+    if report.files or fmt != "table":  # programs always get their list
+        _print_files(report, fmt=fmt)
     for task in _tasks(report):
         files = [file for file in report.files if task in file.tasks]
         size, missing = sum(file.remote.size for file in files), sum(file.to_download for file in files)
@@ -135,10 +136,17 @@ def _print_plan(report: FetchReport, data: Path, short: list[str], *, fmt: str) 
     _print_messages(report)
     for sentence in short:
         console.print(f"error: {sentence}", markup=False, highlight=False)
-    console.print(f"{_megabytes(report.to_download)} to download into {data}", markup=False, highlight=False)
+    if report.files:
+        console.print(f"{_megabytes(report.to_download)} to download into {data}", markup=False, highlight=False)
 
 
 def _print_messages(report: FetchReport) -> None:
+    for cause, asked in report.unanswered.items():
+        console.print(
+            f"error: {cause}: the files of {', '.join(asked)} cannot be listed. Check the connection, or name a mirror.",
+            markup=False,
+            highlight=False,
+        )
     for task in report.complete:
         console.print(f"{task}: all shards that its patterns name are there", markup=False, highlight=False)
     for task, message in report.skipped:

@@ -15,7 +15,18 @@ _MAX_BYTES = 32 << 20
 
 
 class UnreachableError(ShardError):
-    """No server answered."""
+    """No server answered.
+
+    Args:
+        what: the answer that was wanted, with a capital letter.
+        cause: what happened; it holds for everything else that this server would be asked for.
+        where: the address.
+        hint: what to do next.
+    """
+
+    def __init__(self, what: str, cause: str, *, where: str, hint: str) -> None:
+        self.cause, self.server = cause, urlsplit(where).netloc
+        super().__init__(f"{what} did not arrive: {cause}.", where=where, hint=hint)
 
 
 class OddError(Exception):
@@ -79,11 +90,11 @@ def get_json(web: Web, url: str, what: str, *, option: str) -> tuple[Any, Messag
             break
         except RetryError as error:
             if attempt == ATTEMPTS - 1:
-                kind = ShardError if error.connected else UnreachableError
-                raise kind(
-                    f"{what} did not arrive after {ATTEMPTS} attempts: {error}.",
-                    where=url,
-                    hint=f"Try again later, or name a mirror with {option} URL.",
+                hint = f"Try again later, or name a mirror with {option} URL."
+                if not error.connected:
+                    raise UnreachableError(what, f"{error}, asked {ATTEMPTS} times", where=url, hint=hint) from error
+                raise ShardError(
+                    f"{what} did not arrive after {ATTEMPTS} attempts: {error}.", where=url, hint=hint
                 ) from error
             web.back_off(attempt, error.after_s)
     if len(text) > _MAX_BYTES:

@@ -53,6 +53,8 @@ def plan(
             found = sources.files(task, folder)
             _with_list(report, task, folder, found, verify=verify or found.mixed, replace=replace)
         except _NoListError as error:
+            for cause in error.causes:
+                report.unanswered.setdefault(cause, []).append(task.name)
             _without_list(report, task, folder, str(error), skip=task.private and task.name not in named)
         except ConfigError:
             raise
@@ -68,7 +70,15 @@ def _named_alone(specs: Sequence[str | os.PathLike[str] | Task]) -> set[str]:
 
 
 class _NoListError(Exception):
-    """Nobody can be asked for the files of a task; the message says why."""
+    """Nobody can be asked for the files of a task; the message says why.
+
+    Attributes:
+        causes: the servers that did not answer, and why.
+    """
+
+    def __init__(self, message: str, causes: Sequence[str] = ()) -> None:
+        self.causes = causes
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +111,11 @@ class _Sources:
         self._authorized = False
         self._records: dict[str, list[RemoteFile]] = {}
         self._datasets: dict[tuple[str, str | None, str | None], Listing] = {}
-        # Why a source cannot be asked: said once, for every task.
+        # Why a source cannot be asked: by choice, or because it did not answer, which one attempt finds out for all.
         self._silent: dict[str, str] = dict.fromkeys(("zenodo", "hub"), "this is offline mode") if offline else {}
         if hub_is_off():
             self._silent.setdefault("hub", "HF_HUB_OFFLINE is set")
+        self._unreachable: dict[str, UnreachableError] = {}
 
     def files(self, task: Task, folder: Path) -> _Found:
         """Return the files of a task's record or else of its data set.
@@ -114,30 +125,34 @@ class _Sources:
             ShardError: the sources answer, and none of them has the files.
             ConfigError: the token of the hub cannot be used.
         """
-        known: list[tuple[str, Callable[[], _Found]]] = []
+        known: list[tuple[str, str, Callable[[], _Found]]] = []
         if task.data.zenodo:
-            known.append(("zenodo", partial(self._record, task.data.zenodo)))
+            known.append(("zenodo", f"Zenodo record {task.data.zenodo}", partial(self._record, task.data.zenodo)))
         if task.data.hf:
-            known.append(("hub", partial(self._dataset, task, task.data.hf, folder)))
-        reasons, errors = list[str](), list[ShardError]()
-        for name, ask in known:
+            known.append(("hub", f"the data set {task.data.hf}", partial(self._dataset, task, task.data.hf, folder)))
+        reasons, causes, errors = list[str](), list[str](), list[ShardError]()
+        for name, what, ask in known:
             if name in self._silent:
                 reasons.append(self._silent[name])
                 continue
             try:
-                return ask()
+                if name not in self._unreachable:
+                    return ask()
             except UnreachableError as error:
-                self._silent[name] = error.message.rstrip(".")
-                reasons.append(self._silent[name])
+                self._unreachable[name] = error
             except ShardError as error:
                 errors.append(error)
+                continue
+            away = self._unreachable[name]
+            causes.append(away.cause)
+            reasons.append(f"the list of files of {what} did not arrive, {away.server} gives no answer")
         if errors:
             raise errors[0] if len(errors) == 1 else ShardError("\n".join(map(str, errors)))
         if not known:
             reasons = [
                 "the task is private" if task.private else "the task names neither a Zenodo record nor a data set"
             ]
-        raise _NoListError("; ".join(dict.fromkeys(reasons)))
+        raise _NoListError("; ".join(dict.fromkeys(reasons)), causes)
 
     def _record(self, record: str) -> _Found:
         if record not in self._records:

@@ -50,6 +50,8 @@ class FetchReport:
         complete: tasks without a list of files (no source, or offline) whose shards are all there.
         skipped: task and message, for private tasks of a suite whose shards are not there.
         problems: task and message, for everything that is not in order.
+        unanswered: tasks whose lists of files nobody could be asked for, by why; each is in ``problems``, ``skipped``
+            or ``complete`` too.
         pins: commits of data sets on the hub by folder and source, to be remembered there when a download begins.
         endpoint: address that stands for the Hugging Face hub.
     """
@@ -58,6 +60,7 @@ class FetchReport:
     complete: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
+    unanswered: dict[str, list[str]] = field(default_factory=dict)
     pins: dict[Path, dict[str, Pin]] = field(default_factory=dict)
     endpoint: str | None = None
 
