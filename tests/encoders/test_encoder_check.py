@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.encoders.conftest import GOOD, MASKED
+from xares_store.cli import main
 from xares_store.cli.check import check as command
 from xares_store.encoders.check import check
 
@@ -92,6 +93,21 @@ def test_command_prints_a_table_and_succeeds():
     assert result.exit_code == 0, result.output
     assert "logmel@" in result.output
     assert "FAIL" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("spec", "argument", "said"),
+    [("logmel", "nothere=1", 'no argument "nothere"'), ("logmel", "bands=-3", "found -3"), ("lgmel", "a=1", "logmel")],
+)
+def test_command_gives_one_error_and_no_table_for_what_cannot_be_loaded(capsys, spec, argument, said):
+    assert main(["check", spec, "--encoder-arg", argument]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count(said) == 1
+    assert "seconds" not in shown.err
+    assert main(["check", spec, "--encoder-arg", argument, "--json"]) == 1
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["ok"] is False
 
 
 def test_command_exits_1_and_says_why(encoder_file):

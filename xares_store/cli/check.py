@@ -38,6 +38,8 @@ def check(encoder: str, encoder_args: tuple[str, ...], long_minutes: float, devi
             long_minutes=long_minutes,
             progress=lambda result: status.update(f"{result.name}: {_MARK[result.ok]}"),
         )
+    if fmt == "table" and results[0].error is not None:  # no table of one row: an encoder that cannot be loaded
+        raise results[0].error
     # Programs get true, false or null; people get a word.
     rows = [[r.name, _MARK[r.ok] if fmt == "table" else r.ok, r.found, r.wanted, round(r.seconds, 3)] for r in results]
     emit(["check", "result" if fmt == "table" else "ok", "found", "wanted", "seconds"], rows, fmt=fmt, title=encoder)

@@ -45,6 +45,7 @@ class CheckResult:
         found: what was found, with the file, line and remedy when it failed.
         wanted: what the contract asks for.
         seconds: how long the check took.
+        error: what was raised, where the encoder could not even be loaded.
     """
 
     name: str
@@ -52,6 +53,7 @@ class CheckResult:
     found: str
     wanted: str
     seconds: float
+    error: EncoderError | None = None
 
 
 def check(
@@ -84,23 +86,24 @@ def check(
     if not 0 < long_minutes < math.inf:
         raise ValueError(f"long_minutes must be above 0; found {long_minutes}")
     results: list[CheckResult] = []
+    loaded: list[Encoder] = []
 
     def run(name: str, wanted: str, test: Callable[[], tuple[bool | None, str]]) -> None:
         started = time.perf_counter()
         ok: bool | None
+        raised: EncoderError | None = None
         try:
             ok, found = test()
         except EncoderError as error:
+            raised = None if loaded else error
             where = f" [{error.where}]" if error.where and ", line " in error.where else ""
             ok, found = False, f"{error.message}{where}" + (f" {error.hint}" if error.hint else "")
         except (torch.cuda.OutOfMemoryError, MemoryError) as error:
             first = str(error).splitlines()[0] if str(error) else "no detail"
             ok, found = False, f"Out of memory: {first} Set max_length_s to be fed in windows."
-        results.append(CheckResult(name, ok, found, wanted, time.perf_counter() - started))
+        results.append(CheckResult(name, ok, found, wanted, time.perf_counter() - started, raised))
         if progress is not None:
             progress(results[-1])
-
-    loaded: list[Encoder] = []
 
     def load() -> tuple[bool, str]:
         loaded.append(load_encoder(spec, args=args, device=device))
