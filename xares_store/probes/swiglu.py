@@ -17,6 +17,7 @@ class SwiGlu(nn.Module):
         Shazeer, GLU Variants Improve Transformer, 2020 (arXiv 2002.05202).
 
     Example:
+        >>> import torch
         >>> SwiGlu(8, 16, 4)(torch.zeros(2, 5, 8)).shape
         torch.Size([2, 5, 4])
     """
