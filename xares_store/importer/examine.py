@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,7 +43,7 @@ class Examined:
 
 
 def hash_bytes(data: bytes | Signal) -> str:
-    """Return 64 bits of checksum: two CRCs of different polynomials, fast enough not to slow decoding down.
+    """Return a checksum: CRC-32C and the sum of 64-bit words, fast enough not to slow decoding down.
 
     They tell any two files or waveforms apart that were not made to be confused.
 
@@ -53,10 +52,12 @@ def hash_bytes(data: bytes | Signal) -> str:
 
     Example:
         >>> hash_bytes(b"")
-        '0000000000000000'
+        '000000000000000000000000'
     """
     buffer: Any = data  # that an array is one is not said in the types of this Python
-    return f"{google_crc32c.value(buffer):08x}{zlib.crc32(buffer):08x}"
+    count = memoryview(buffer).nbytes // 8  # a rest of up to 7 bytes is in the CRC
+    total = int(np.frombuffer(buffer, dtype="<u8", count=count).sum(dtype=np.uint64)) if count else 0
+    return f"{google_crc32c.value(buffer):08x}{total:016x}"
 
 
 def examine(data: bytes, ext: str, content: str) -> Examined:
