@@ -15,6 +15,7 @@ from xares_store.runs.clip_scores import score_multilabel, score_regression
 from xares_store.runs.embed import embed
 from xares_store.runs.evaluate import evaluate
 from xares_store.runs.features import Features
+from xares_store.runs.frame_scores import interval
 from xares_store.runs.score import score_run
 from xares_store.store.store import Store
 from xares_store.task import Task
@@ -107,3 +108,8 @@ def test_event_counts_of_crops_are_drawn_by_recording(tmp_path: Path) -> None:
     assert len(counts) > len(set(keys)), "several crops a recording"
     assert result.low is not None
     assert result.low <= result.value
+
+
+def test_the_interval_of_frame_scores_is_that_of_95_percent() -> None:
+    found = interval(0.5, np.arange(1001) / 1000)
+    assert (found.point, found.low, found.high) == (0.5, 0.025, 0.975)
