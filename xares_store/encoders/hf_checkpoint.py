@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from xares_store.errors import EncoderError
+from xares_store.quiet import quiet_transformers
 
 # Parameters that the hidden states in eval mode do not use, and that checkpoints therefore often lack.
 _UNUSED = ("masked_spec_embed", "pooler", "lm_head", "projector", "classifier")
@@ -50,7 +49,7 @@ def load_model(spec: str, source: str, revision: str | None, model_type: str | N
     library: Any = transformers  # its loaders are not typed
     options = {"revision": revision} if revision else {}
     try:
-        with _quiet():
+        with quiet_transformers():
             config = library.AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
             if model_type is not None:
                 _check_type(config.model_type, model_type, spec)
@@ -137,22 +136,3 @@ def _check_weights(model: Any, info: Mapping[str, Any], prefix: str, spec: str) 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep progress bars and load reports off the terminal; the caller judges what was loaded."""
-    from transformers.utils import logging as transformers_logging
-
-    logging: Any = transformers_logging
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

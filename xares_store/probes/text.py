@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +24,7 @@ import torch
 
 from xares_store.errors import ProbeError
 from xares_store.probes.hub import TextFiles
+from xares_store.quiet import quiet_transformers
 
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int64]
@@ -179,7 +178,7 @@ def embed_captions(
     ids = _ids(tokenizer, distinct, longest)
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
     found: list[FloatArray] = []
-    with torch.inference_mode(), _quiet():
+    with torch.inference_mode(), quiet_transformers():
         for rows in _equal_lengths(order, ids):
             inputs = torch.tensor([ids[row] for row in rows], device=device)
             try:
@@ -222,7 +221,7 @@ def _equal_lengths(order: Sequence[int], ids: Sequence[Sequence[int]]) -> Iterat
 
 
 def _ids(tokenizer: Any, captions: Sequence[str], longest: int | None) -> list[list[int]]:
-    with _quiet():
+    with quiet_transformers():
         options: dict[str, Any] = {} if longest is None else {"truncation": True, "max_length": longest}
         encoded = tokenizer(
             list(captions),
@@ -241,7 +240,7 @@ def _load_tokenizer(files: TextFiles) -> Any:
 
     library: Any = transformers  # its loaders are not typed
     try:
-        with _quiet():
+        with quiet_transformers():
             return library.AutoTokenizer.from_pretrained(
                 str(files.folder), local_files_only=True, trust_remote_code=False
             )
@@ -254,7 +253,7 @@ def _load_model(files: TextFiles) -> Any:
 
     library: Any = transformers
     try:
-        with _quiet():
+        with quiet_transformers():
             model, info = library.AutoModel.from_pretrained(
                 str(files.folder),
                 local_files_only=True,
@@ -287,22 +286,3 @@ def _not_loaded(what: str, files: TextFiles, error: Exception) -> ProbeError:
         where=f"{files.spec} ({files.folder})",
         hint="It must be one of the Transformers library that needs no code of its own.",
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep progress bars and load reports off the terminal; the caller judges what was loaded."""
-    from transformers.utils import logging as transformers_logging
-
-    logging: Any = transformers_logging
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
