@@ -106,7 +106,11 @@ CREATE TABLE cache.prediction (
     correct             BOOLEAN,
     probability         FLOAT,
     target_probability  FLOAT,
-    value               DOUBLE
+    value               DOUBLE,
+    substitutions       INTEGER,
+    deletions           INTEGER,
+    insertions          INTEGER,
+    reference_units     INTEGER
 );
 
 -- embeddings: a row a part, which is one audio shard of one task embedded by one encoder.
@@ -150,11 +154,13 @@ FROM cache.score s JOIN cache.run r ON r.id = s.run;
 --   Join clips on encoder, split, clip_id and predictions.audio_address = clips.task (on key instead of clip_id for
 --   recordings). probability: of the prediction; target_probability: of the target; value: the item's share of a main
 --   metric that is a mean over items (squared error, hit), null for others. What several labels, events and captions
---   look like as text: "a;b", a JSON list, captions joined by " | ".
+--   look like as text: "a;b", a JSON list, captions joined by " | ". Of a language model, prediction is what it wrote and
+--   target the reference; substitutions, deletions and insertions are its errors in words (characters for icer) after
+--   normalisation, against reference_units.
 CREATE VIEW predictions AS
 SELECT r.run_id, r.encoder, r.task, r.audio_address, r.probe, r.protocol, r.seed, r.settings::JSON AS settings,
        r."where", p.fold, p.split, p.clip_id, p.key, p.target, p.prediction, p.correct, p.probability, p.target_probability,
-       p.value
+       p.value, p.substitutions, p.deletions, p.insertions, p.reference_units
 FROM cache.prediction p JOIN cache.run r ON r.id = p.run;
 
 -- leaderboard: a row an encoder, task, probe, protocol and settings, over all test clips (no --where): score is the mean

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from xares_store.errors import TaskError, TaskNotFoundError, did_you_mean
+from xares_store.recipe import Recipe
 from xares_store.task import Task
 
 _SUITES = "suites.toml"
+_RECIPES = "recipes"
 
 
 def data_dir(kind: Literal["tasks", "schema"]) -> Path:
@@ -25,7 +27,7 @@ def data_dir(kind: Literal["tasks", "schema"]) -> Path:
 @cache
 def _shipped() -> dict[str, Path]:
     files = sorted(data_dir("tasks").rglob("*.toml"))
-    return {file.stem: file for file in files if file.name != _SUITES}
+    return {file.stem: file for file in files if file.name != _SUITES and file.parent.name != _RECIPES}
 
 
 def task_names() -> list[str]:
@@ -66,6 +68,36 @@ def suites() -> dict[str, list[str]]:
         27
     """
     return {name: list(members) for name, members in _suites().items()}
+
+
+def recipe_names() -> list[str]:
+    """Return the names of all shipped recipes, sorted."""
+    return sorted(file.stem for file in (data_dir("tasks") / _RECIPES).glob("*.toml"))
+
+
+def load_recipe(spec: str | os.PathLike[str]) -> Recipe:
+    """Load one recipe of the LLM-projector probe.
+
+    Args:
+        spec: name of a shipped recipe, or path of a ``.toml`` file.
+
+    Raises:
+        TaskNotFoundError: neither a shipped name nor a file; the message suggests near names.
+        TaskError: the file does not validate.
+    """
+    text = os.fspath(spec)
+    if text in recipe_names():
+        return Recipe.from_toml(data_dir("tasks") / _RECIPES / f"{text}.toml")
+    if text.endswith(".toml"):
+        return Recipe.from_toml(text)
+    raise TaskNotFoundError(
+        f'There is no recipe called "{text}".',
+        hint=did_you_mean(
+            text,
+            recipe_names(),
+            listing="There are: " + ", ".join(recipe_names()) + "; or give the path of a .toml file.",
+        ),
+    )
 
 
 def load_task(spec: str | os.PathLike[str]) -> Task:

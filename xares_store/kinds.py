@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StrictBool, model_validator
 
 _DIRECTIONS = ("", "a2t_", "t2a_")
 _RANK_METRICS = ("recall_at_1", "recall_at_5", "recall_at_10", "map_at_10", "median_rank", "mean_rank")
@@ -30,11 +30,12 @@ METRICS_OF_KIND: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "captions": tuple(direction + name for name in _RANK_METRICS for direction in _DIRECTIONS),
         "regression": ("mse", "mae", "pearson"),
         "transcript": ("iwer", "icer"),
+        "text": ("string_accuracy", "string_map", "string_macro_f1", "iwer", "icer", "fense", "date", "cider"),
     }
 )
 # Metrics that no range can be said of: reported beside a main metric, never averaged over tasks.
 UNBOUNDED = frozenset({"d_prime", *(d + name for d in _DIRECTIONS for name in ("median_rank", "mean_rank"))})
-# The first probe is the one that is trained. Transcripts are written by a language model, not by these probes.
+# The first probe is the one that is trained.
 PROBES_OF_KIND: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "single-label": ("mlp", "knn"),
@@ -42,7 +43,8 @@ PROBES_OF_KIND: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "events": ("frame",),
         "captions": ("retrieval",),
         "regression": ("mlp",),
-        "transcript": (),
+        "transcript": ("llm",),
+        "text": ("llm",),
     }
 )
 
@@ -184,6 +186,33 @@ class Transcript(_Target):
 
     kind: Literal["transcript"]
     key: Key = Field(description="Key in the clip's JSON.")
+    prompt: Key | None = Field(default=None, description="What a language model is asked, by recipes that ask.")
 
 
-Target = Annotated[SingleLabel | MultiLabel | Events | Captions | Regression | Transcript, Field(discriminator="kind")]
+class Text(_Target):
+    """What a language model is to write about the clip: a label, several labels, a transcript or a caption."""
+
+    kind: Literal["text"]
+    keys: Annotated[tuple[Key, ...], Field(min_length=1)] = Field(
+        description="Keys in the clip's JSON, tried in order; the first that holds something counts. A list is several texts."
+    )
+    test_keys: Annotated[tuple[Key, ...], Field(min_length=1)] | None = Field(
+        default=None, description="Keys for test clips; those of `keys` when left out."
+    )
+    prompt: Key = Field(description="What a language model is asked.")
+    closed: StrictBool = Field(
+        default=False,
+        description="Whether the answer is one of a few labels, so that each label's likelihood can be asked.",
+    )
+    separator: Key | None = Field(default=None, description="What divides several labels in one text.")
+
+    @model_validator(mode="after")
+    def _labels_are_closed(self) -> Text:
+        if self.separator is not None and not self.closed:
+            raise ValueError("separator belongs to closed = true: a caption is one text")
+        return self
+
+
+Target = Annotated[
+    SingleLabel | MultiLabel | Events | Captions | Regression | Transcript | Text, Field(discriminator="kind")
+]

@@ -22,6 +22,10 @@ class Metric(Table):
         default=None, description="Value that counts as 0 in averages, for metrics without a bound of their own."
     )
 
+    n_classes: Count | None = Field(
+        default=None, ge=2, le=100_000, description="Classes that string_map and string_macro_f1 are the mean over."
+    )
+
     @property
     def names(self) -> tuple[str, ...]:
         """All metrics, the main one first."""
@@ -69,6 +73,8 @@ class Probes(Table):
 def probe_settings(probes: Probes, kind: str) -> dict[str, Mlp | Knn]:
     """Return the settings of the probes that fit a kind of target, the task's own or the defaults, by probe.
 
+    The settings of ``llm`` are a recipe and stand in no task file.
+
     Example:
         >>> list(probe_settings(Probes(), "events"))
         ['frame']
@@ -79,4 +85,4 @@ def probe_settings(probes: Probes, kind: str) -> dict[str, Mlp | Knn]:
         "frame": probes.frame or Frame(),
         "retrieval": probes.retrieval or Retrieval(),
     }
-    return {name: everything[name] for name in PROBES_OF_KIND[kind]}
+    return {name: everything[name] for name in PROBES_OF_KIND[kind] if name in everything}

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xares_store.errors import LabelError
-from xares_store.kinds import Captions, Events, MultiLabel, Regression, SingleLabel, Transcript
+from xares_store.kinds import Captions, Events, MultiLabel, Regression, SingleLabel, Text, Transcript
 from xares_store.label_json import as_index, as_number, as_text, malformed, member, parse, show, unknown, value_of
 from xares_store.task import Task
 
@@ -205,6 +205,66 @@ def transcripts(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> l
     return _each(labels, clip_ids, read)
 
 
+@dataclass(frozen=True)
+class Texts:
+    """What may be written about a clip; empty where its JSON has nothing under the keys that count.
+
+    Attributes:
+        train: texts to learn from.
+        test: texts that a hypothesis is compared with.
+    """
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def texts_of(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> list[Texts]:
+    """Return what may be written about each clip.
+
+    The first key that holds something counts: a text, a number, or a list of them. A list is several texts, or with a
+    ``separator`` several labels of one text.
+
+    Args:
+        task, labels, clip_ids: as in :func:`class_indices`, for a ``text`` task, or a ``transcript`` task, where both
+            are the transcript.
+
+    Raises:
+        LabelError: the JSON is no object, or a value is neither text nor number.
+    """
+    if isinstance(task.target, Transcript):
+        return [Texts((text,), (text,)) for text in transcripts(task, labels, clip_ids)]
+    target = _target(task, Text)
+
+    def read(text: str, clip_id: str) -> Texts:
+        content = parse(text, clip_id)
+        if not isinstance(content, dict):
+            raise malformed("a JSON object", content, task, clip_id, target.keys[0])
+        train = _first_text(task, target, target.keys, content, clip_id)
+        return Texts(
+            train, train if target.test_keys is None else _first_text(task, target, target.test_keys, content, clip_id)
+        )
+
+    return _each(labels, clip_ids, read)
+
+
+def _first_text(
+    task: Task, target: Text, keys: Sequence[str], content: Mapping[str, Any], clip_id: str
+) -> tuple[str, ...]:
+    for key in keys:
+        value = content.get(key)
+        items = value if isinstance(value, list) else [] if value is None else [value]
+        texts: list[str] = []
+        for item in items:
+            number = None if isinstance(item, bool) else as_number(item)
+            if not isinstance(item, str) and number is None:
+                raise malformed("text or a number", item, task, clip_id, key)
+            texts.append(item if isinstance(item, str) else str(item))
+        texts = [text for text in texts if text.strip()]
+        if texts:
+            return (target.separator.join(texts),) if target.separator is not None else tuple(texts)
+    return ()
+
+
 def read_target(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> Any:
     """Turn label JSON into targets of the task's kind, with the function of that kind.
 
@@ -220,7 +280,8 @@ _READERS: Mapping[str, Callable[[Task, Sequence[str], Sequence[str]], Any]] = {
     "events": events_of,
     "captions": captions_of,
     "regression": numbers,
-    "transcript": transcripts,
+    "transcript": texts_of,
+    "text": texts_of,
 }
 
 

@@ -209,6 +209,11 @@ class Task(Table):
             raise ValueError(f"metric.worst: {metric.name} has no worst value of its own; say which error counts as 0")
         if metric.worst is not None and metric.name not in ("mse", "mae"):
             raise ValueError(f"metric.worst: {metric.name} has bounds of its own")
+        classed = any(name in ("string_map", "string_macro_f1") for name in metric.names)
+        if classed and metric.n_classes is None:
+            raise ValueError("metric.n_classes: the mean over classes needs their number")
+        if metric.n_classes is not None and not classed:
+            raise ValueError("metric.n_classes belongs to string_map and string_macro_f1, neither of which is named")
         for probe in ("frame", "retrieval"):
             if getattr(self.probe, probe) is not None and probe not in PROBES_OF_KIND[kind]:
                 raise ValueError(f'probe.{probe} does not fit target.kind "{kind}"')

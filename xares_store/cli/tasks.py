@@ -64,7 +64,8 @@ def show_task(name: str, as_toml: bool, fmt: str) -> None:
         **{f"shards of {split}": " ".join(patterns) for split, patterns in task.split_patterns().items()},
         "crop_s": task.audio.crop_s,
         "tail": task.audio.tail if task.audio.crop_s is not None else None,
-        "target": f'{task.target.kind}, JSON key "{task.target.key}"' if task.target.key else task.target.kind,
+        "target": _target(task),
+        "prompt": getattr(task.target, "prompt", None),
         "group": task.target.group_key,
         "classes": len(task.labels) or None,
         "labels": list(task.labels) if fmt == "json" else _some(task.labels),
@@ -137,7 +138,7 @@ def schema_text() -> str:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*.toml") if file.name != "suites.toml")
+    found = sorted(file for file in path.rglob("*.toml") if file.name != "suites.toml" and file.parent.name != "recipes")
     if not found:
         raise TaskError("Wanted task files, found no .toml file in the folder.", where=path)
     return found
@@ -149,6 +150,12 @@ def _summary(file: Path) -> str:
     task = Task.from_toml(file)
     classes = f", {len(task.labels)} classes" if task.labels else ""
     return f"{task.target.kind}{classes}, {_scheme(task)}, {task.address}"
+
+
+def _target(task: Any) -> str:
+    keys = getattr(task.target, "keys", None) or (task.target.key,)
+    named = " or ".join(f'"{key}"' for key in keys if key)
+    return f"{task.target.kind}, JSON key {named}" if named else str(task.target.kind)
 
 
 def _scheme(task: Any) -> str:

@@ -59,6 +59,14 @@ _METRICS = {
         Metric("pearson", "2", 0.0, 1.0),
         Metric("iwer", "1", 0.0, 1.0),
         Metric("icer", "1", 0.0, 1.0),
+        Metric("string_accuracy", "1", 0.0, 1.0, per_item=True),
+        Metric("string_map", "1", 0.0, 1.0),
+        Metric("string_macro_f1", "1", 0.0, 1.0),
+        Metric("likelihood_accuracy", "1", 0.0, 1.0, per_item=True),
+        Metric("likelihood_map", "1", 0.0, 1.0),
+        Metric("fense", "1", 0.0, 1.0, per_item=True),
+        Metric("date", "1", 0.0, 1.0, per_item=True),
+        Metric("cider", "1", 0.0, 10.0, per_item=True),
     )
 }
 

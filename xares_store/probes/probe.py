@@ -28,5 +28,6 @@ PROBES: Mapping[str, Probe] = MappingProxyType(
         "knn": Probe("knn", version="1", seeded=False),
         "frame": Probe("frame", version="1", seeded=True),
         "retrieval": Probe("retrieval", version="1", seeded=True),
+        "llm": Probe("llm", version="1", seeded=True),
     }
 )

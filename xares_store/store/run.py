@@ -43,9 +43,21 @@ PREDICTION_SCHEMA = pa.schema(
         ("value", pa.float64()),
         ("scores", pa.list_(pa.float32())),
         ("counts", pa.list_(pa.int32())),
+        ("substitutions", pa.int32()),
+        ("deletions", pa.int32()),
+        ("insertions", pa.int32()),
+        ("reference_units", pa.int32()),
     ]
 )
-_LATER = ("value", "scores", "counts")  # columns that older runs, and runs that have no use for them, leave out
+_LATER = (
+    "value",
+    "scores",
+    "counts",
+    "substitutions",
+    "deletions",
+    "insertions",
+    "reference_units",
+)  # columns that older runs, and runs that have no use for them, leave out
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
