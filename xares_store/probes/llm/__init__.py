@@ -1,0 +1,1 @@
+"""The LLM-projector probe: stored frames, a projector, and a language model that writes text about them."""
