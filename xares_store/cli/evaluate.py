@@ -11,7 +11,7 @@ from xares_store.cli.common import INTERRUPTED, console, device_option, emit, fo
 from xares_store.probes.probe import PROBES
 
 if TYPE_CHECKING:
-    from xares_store.runs.evaluate import EvaluateReport, Result
+    from xares_store.runs.result import EvaluateReport, Result
 
 COLUMNS = (
     "encoder", "task", "probe", "protocol", "metric", "score", "low", "high", "seeds", "seed_sd", "test", "dropped", "new",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,64 +15,17 @@ from xares_store.probes.probe import PROBES
 from xares_store.runs.features import Features, choose_encoders, load_features, parts_digest, task_named
 from xares_store.runs.outcomes import outcomes
 from xares_store.runs.progress import Meter
-from xares_store.runs.provenance import versions
 from xares_store.runs.request import (
     MEMORY_BYTES,
     Request,
     make_request,
-    metric_versions,
     probes_for,
     run_name,
     settings_for,
 )
-from xares_store.store.layout import RunManifest
+from xares_store.runs.result import EvaluateReport, Result, result_of, run_record
 from xares_store.store.store import Store
 from xares_store.task import Task
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run: what was asked and what came out.
-
-    Attributes:
-        run_id: folder name of the run in the store.
-        value, low, high: main metric over all folds with its 95 % bootstrap interval over test clips.
-        n_test: scored test items.
-        n_dropped: samples to test that have no embedding: recorded failures.
-        reused: the score was in the store already.
-        settings: probe settings, including the learning rates tried.
-    """
-
-    run_id: str
-    encoder: str
-    task: str
-    probe: str
-    protocol: str
-    seed: int | None
-    metric: str
-    value: float
-    low: float | None
-    high: float | None
-    n_test: int
-    n_dropped: int
-    reused: bool
-    settings: dict[str, Any]
-
-
-@dataclass
-class EvaluateReport:
-    """Results of one call of `evaluate`, and what could not be evaluated.
-
-    Attributes:
-        results: one entry a run.
-        notes: what a reader of the scores should know, in sentences.
-        failed: (encoder, task, message) of combinations that could not be evaluated.
-    """
-
-    results: list[Result] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    failed: list[tuple[str, str, str]] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 def evaluate(
@@ -257,7 +209,7 @@ def _evaluate_pair(
         for seed in request.seeds if PROBES[probe].seeded else (None,):
             run_id = run_name(encoder, task, probe, request, settings, seed, digest)
             if store.has_run(run_id):
-                report.results.append(_result(store.read_run(run_id), reused=True))
+                report.results.append(result_of(store.read_run(run_id), reused=True))
             else:
                 missing[seed] = run_id
         if missing:
@@ -300,55 +252,20 @@ def _run_probe(
     results: list[Result] = []
     for seed, run_id in missing.items():
         one = scored[seed]
-        run: dict[str, Any] = {
-            "encoder": encoder,
-            "task": task.name,
-            "task_address": task.address,
-            "audio_address": task.audio_address,
-            "probe": probe,
-            "probe_version": PROBES[probe].version,
-            "protocol": request.protocol,
-            "seed": seed,
-            "settings": settings,
-            "where": request.where,
-            "parts_digest": digest,
-            "started": started,
-            "seconds": round(seconds / len(missing), 4),
-            "device": device,
-            "versions": versions(),
-            "n_test": one.n_test,
-            "n_dropped": features.dropped,
-            "weight": _weight(task, request.protocol, one.n_test),
-            "main_metric": task.metric.name,
-            "scores": one.scores,
-            "details": {"metric_version": metric_versions(task), **one.details},
-        }
+        run = run_record(
+            encoder,
+            task,
+            probe,
+            request,
+            settings,
+            seed,
+            digest,
+            one,
+            n_dropped=features.dropped,
+            started=started,
+            seconds=seconds / len(missing),
+            device=device,
+        )
         store.write_run(run_id, run, one.predictions, one.tensors)
-        results.append(_result(store.read_run(run_id), reused=False))
+        results.append(result_of(store.read_run(run_id), reused=False))
     return results
-
-
-def _weight(task: Task, protocol: str, n_test: int) -> float:
-    """Return counted test items, or under the published protocol the hand-set weight of the published tables."""
-    published = task.published.weight if task.published is not None else None
-    return float(published) if protocol == "published" and published is not None else float(n_test)
-
-
-def _result(run: RunManifest, *, reused: bool) -> Result:
-    main = next(score for score in run.scores if score.metric == run.main_metric and score.fold is None)
-    return Result(
-        run_id=run.run_id,
-        encoder=run.encoder,
-        task=run.task,
-        probe=run.probe,
-        protocol=run.protocol,
-        seed=run.seed,
-        metric=run.main_metric,
-        value=main.value,
-        low=main.low,
-        high=main.high,
-        n_test=run.n_test,
-        n_dropped=run.n_dropped,
-        reused=reused,
-        settings=run.settings,
-    )

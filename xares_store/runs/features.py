@@ -125,15 +125,27 @@ def parts_digest(store: Store, encoder: str, task: Task) -> str:
     return hashlib.sha256("\n".join(sorted(part.manifest.digest for part in parts)).encode()).hexdigest()
 
 
-def load_features(store: Store, encoder: str, task: Task, *, protocol: str, where: str | None) -> Features:
+def load_features(
+    store: Store, encoder: str, task: Task, *, protocol: str, where: str | None, pooled: bool = True
+) -> Features:
     """Read pooled vectors and make targets and folds.
+
+    Args:
+        store, encoder, task: what to read; addresses.
+        protocol: how clips are divided into folds.
+        where: SQL predicate over the clips.
+        pooled: read the vectors; without them, for a probe that works on frames, ``values`` is ``(clips, 0)``.
 
     Raises:
         CorruptError: a part is damaged, or a clip stands in it twice.
         LabelError: a clip's label does not fit the task.
         ProtocolError: the protocol's splits cannot be made from the clips.
     """
-    values, clips = store.pooled(encoder, task.audio_address, where=where)
+    if pooled:
+        values, clips = store.pooled(encoder, task.audio_address, where=where)
+    else:
+        clips = store.clip_table(encoder, task.audio_address, where=where)
+        values = np.zeros((len(clips), 0), np.float32)
     parts = parts_of(store, encoder, task)
     wanted = {(part.address.split, part.address.shard) for part in parts}
     split = np.asarray(clips.column("split").to_pylist(), dtype=object)

@@ -22,19 +22,29 @@ def read_pooled(
     store: Store, encoder: str, task: str, where: str | None, split: str | None
 ) -> tuple[NDArray[np.float32], pa.Table]:
     """Read and check; see :meth:`Store.pooled`."""
+    table, rows, parts = _clips(store, encoder, task, where, split)
+    features = np.concatenate([part.pooled() for part in parts])
+    return (features if rows is None else features[rows]), table
+
+
+def read_clips(store: Store, encoder: str, task: str, where: str | None) -> pa.Table:
+    """Read and check; see :meth:`Store.clip_table`."""
+    return _clips(store, encoder, task, where, None)[0]
+
+
+def _clips(
+    store: Store, encoder: str, task: str, where: str | None, split: str | None
+) -> tuple[pa.Table, NDArray[np.int64] | None, list[Part]]:
+    """Return the clip rows that match, their places among all of them (None for all), and the parts."""
     parts = one_of(store, encoder, task, split)
     check_parts(store.path, parts)
-    vectors, tables = [], []
-    for part in parts:
-        vectors.append(part.pooled())
-        tables.append(clip_rows(part))
-    features, table = np.concatenate(vectors), pa.concat_tables(tables)
-    if where is not None:
-        from xares_store.store.query import select_rows
+    table = pa.concat_tables([clip_rows(part) for part in parts])
+    if where is None:
+        return table, None, parts
+    from xares_store.store.query import select_rows
 
-        rows = select_rows(table, where)
-        features, table = features[rows], table.take(rows)
-    return features, table
+    rows = select_rows(table, where)
+    return table.take(rows), rows, parts
 
 
 def one_of(store: Store, encoder: str, task: str, split: str | None = None) -> list[Part]:

@@ -383,6 +383,10 @@ class Store:
         """
         return select.read_pooled(self, encoder, task, where, split)
 
+    def clip_table(self, encoder: str, task: str, where: str | None = None) -> pa.Table:
+        """Read the clip rows alone, with the columns, order, checks and errors of :meth:`pooled`."""
+        return select.read_clips(self, encoder, task, where)
+
 
 def _read_toml(path: Path) -> str:
     text, _, digest = read_small(path).decode("utf-8", "replace").rpartition(_TOML_SEAL)
