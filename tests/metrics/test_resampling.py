@@ -1,4 +1,4 @@
-"""Bootstrap and permutation by weights: equal to recomputing the score for each replicate."""
+"""Bootstrap by weights: equal to recomputing the score for each replicate."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from sklearn.metrics import average_precision_score
 
 from xares_store.errors import MetricError
 from xares_store.metrics import resampling, statistics
-from xares_store.metrics.classification import mean_average_precision
 from xares_store.metrics.frames import f1_from_counts
 from xares_store.metrics.ranking import Ranking
 from xares_store.metrics.resampling import (
     bootstrap_counts,
+    bootstrap_inverse_rate,
     bootstrap_map,
     bootstrap_ratio,
-    paired_swap_counts,
-    paired_swap_map,
-    paired_swap_test,
 )
-from xares_store.metrics.statistics import bootstrap_statistic, paired_permutation_test
+from xares_store.metrics.statistics import bootstrap_statistic
+from xares_store.metrics.text import ErrorCount, error_rate
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "aggregate.json").read_text())
 
@@ -45,6 +43,22 @@ def test_bootstrap_of_iwer():
     assert (1 - found.point, 1 - found.high, 1 - found.low) == pytest.approx(
         (case["point"], case["ci_low"], case["ci_high"]), abs=1e-12
     )
+
+
+def test_bootstrap_of_inverse_rates():
+    case = GOLDEN["bootstrap_percentile_iwer_from_clip_counts"]
+    found = bootstrap_inverse_rate(case["errors"], case["ref_words"], replicates=case["B"], seed=case["seed"])
+    assert bounds(found) == pytest.approx((case["point"], case["ci_low"], case["ci_high"]), abs=1e-12)
+    # Recomputing the score, where it meets its floor and where a replicate has no word.
+    errors, words = np.array([9, 0, 1, 4, 2]), np.array([3, 4, 0, 6, 0])
+
+    def score(rows):
+        counts = [ErrorCount(int(errors[row]), 0, 0, units=int(words[row])) for row in rows]
+        return max(0.0, 1.0 - error_rate(counts))
+
+    slow = bootstrap_statistic(score, 5, replicates=400)
+    assert (slow.low, slow.point < slow.high) == (0.0, True)
+    assert bounds(bootstrap_inverse_rate(errors, words, replicates=400)) == pytest.approx(bounds(slow), abs=1e-12)
 
 
 def test_bootstrap_of_a_mean():
@@ -89,12 +103,9 @@ def test_drawing_in_blocks_changes_nothing(monkeypatch):
     case = GOLDEN["bootstrap_percentile_map_resample_clips"]
     targets, scores = case["targets"], case["scores"]
     whole = bootstrap_counts(counts, replicates=200), bootstrap_map(targets, scores, replicates=200)
-    paired = paired_swap_map(targets, scores, np.negative(scores), permutations=200)
     monkeypatch.setattr(statistics, "_BLOCK", 700)
-    monkeypatch.setattr(resampling, "_BLOCK", 700)
     monkeypatch.setattr(resampling, "_REPLICATES", 7)
     assert (bootstrap_counts(counts, replicates=200), bootstrap_map(targets, scores, replicates=200)) == whole
-    assert paired_swap_map(targets, scores, np.negative(scores), permutations=200) == paired
 
 
 def test_classes_that_no_item_has():
@@ -143,66 +154,6 @@ def test_folds_are_drawn_apart_and_count_the_same(kind):
     assert both.high - both.low < first.high - first.low
 
 
-def test_swaps_of_a_mean_are_sign_flips():
-    case = GOLDEN["paired_permutation_exact"][2]
-    a, b = np.array(case["a"]), np.array(case["b"])
-
-    def difference(swap):
-        return float(np.where(swap, b - a, a - b).mean())
-
-    found = paired_swap_test(difference, len(a))
-    assert found.exact
-    assert found.p_value == pytest.approx(case["p_two_sided_exact"])
-    random = paired_swap_test(difference, len(a), permutations=200, seed=1)
-    assert not random.exact
-    assert random.p_value == pytest.approx(found.p_value, abs=0.05)
-    # Three crops of each recording are swapped together: as many patterns as recordings.
-    crops = np.repeat(np.arange(8), 3)
-    grouped = paired_swap_test(lambda swap: difference(swap[::3]), 24, groups=crops)
-    assert (grouped.exact, grouped.p_value) == (True, found.p_value)
-
-
-@pytest.mark.parametrize("average", ["macro", "micro"])
-def test_swapped_counts_are_recomputed(average):
-    first, second = counts_of(3), counts_of(4)
-
-    def difference(swap):
-        marked = swap[:, None, None]
-        a, b = np.where(marked, second, first), np.where(marked, first, second)
-        return f1_from_counts(a.sum(axis=0), average) - f1_from_counts(b.sum(axis=0), average)
-
-    slow = paired_swap_test(difference, 40, permutations=300)
-    found = paired_swap_counts(first, second, average, permutations=300)
-    assert (found.difference, found.p_value) == pytest.approx((slow.difference, slow.p_value))
-
-
-def test_swapped_rankings_are_recomputed():
-    rng = np.random.default_rng(0)
-    targets = rng.integers(0, 2, (25, 3))
-    first, second = targets + rng.normal(size=(25, 3)), targets + 2 * rng.normal(size=(25, 3)).round(1)
-
-    def difference(swap):
-        a, b = np.where(swap[:, None], second, first), np.where(swap[:, None], first, second)
-        return mean_average_precision(targets, a) - mean_average_precision(targets, b)
-
-    slow = paired_swap_test(difference, 25, permutations=200)
-    found = paired_swap_map(targets, first, second, permutations=200)
-    assert (found.difference, found.p_value) == pytest.approx((slow.difference, slow.p_value))
-    assert paired_swap_map(targets, first, first, permutations=50).p_value == 1.0
-
-
-def test_the_test_keeps_its_level():
-    rng = np.random.default_rng(5)
-    hits = 0
-    for trial in range(200):
-        truth = rng.integers(0, 2, (30, 1))
-        a, b = (truth ^ (rng.random((30, 1)) < 0.3) for _ in range(2))
-        counts = [np.stack([truth & x, x & (1 - truth), truth & (1 - x)], axis=1) for x in (a, b)]
-        hits += paired_swap_counts(*counts, permutations=199, seed=trial).p_value <= 0.05
-    assert hits <= 20
-    assert paired_permutation_test([0.0], [0.0]).p_value == 1.0
-
-
 def test_what_cannot_be_drawn_is_refused():
     counts = counts_of(0)
     calls = [
@@ -216,10 +167,9 @@ def test_what_cannot_be_drawn_is_refused():
         lambda: bootstrap_ratio([np.nan], [1.0]),
         lambda: bootstrap_map([[1]], [[np.nan]]),
         lambda: bootstrap_map([[1]], [[0.1, 0.2]]),
-        lambda: paired_swap_counts(counts, counts[:3]),
-        lambda: paired_swap_test(lambda swap: 0.0, 0),
-        lambda: paired_swap_test(lambda swap: 0.0, 3, permutations=0),
-        lambda: paired_swap_map([[1]], [[0.1]], [[0.1], [0.2]]),
+        lambda: bootstrap_inverse_rate([], []),
+        lambda: bootstrap_inverse_rate([1.0], [-1.0]),
+        lambda: bootstrap_inverse_rate([np.nan], [1.0]),
     ]
     for call in calls:
         with pytest.raises(MetricError):

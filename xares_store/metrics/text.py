@@ -1,4 +1,4 @@
-"""Metrics of text: word and character error rates of transcripts, and labels that were written as text."""
+"""Text as it is compared, and the word and character error rates of transcripts."""
 
 from __future__ import annotations
 
@@ -17,16 +17,27 @@ NORMALISER_VERSION = "1"
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
+# What looks corrupt: so many marks that are put on the letter before, so many characters of which so few differ.
+_MOST_MARKS = 3
+_LONG, _DISTINCT = 10, 4
+
 
 @dataclass(frozen=True)
 class ErrorCount:
-    """Edit errors of one clip and the number of reference units they are relative to."""
+    """Edit errors of one clip by kind, and the number of reference units they are relative to."""
 
-    errors: int
+    substitutions: int
+    deletions: int
+    insertions: int
     units: int
 
+    @property
+    def errors(self) -> int:
+        """Errors of all kinds."""
+        return self.substitutions + self.deletions + self.insertions
 
-def normalise(text: str, *, keep_punctuation: bool = False) -> str:
+
+def normalise(text: str, *, keep_punctuation: bool = False, lowercase_only: bool = False) -> str:
     """Bring text to the form in which it is compared.
 
     In this order: Unicode NFKC, lower case, "-" to a space, ASCII punctuation removed, runs of white space to one
@@ -35,11 +46,15 @@ def normalise(text: str, *, keep_punctuation: bool = False) -> str:
     Args:
         text: any text.
         keep_punctuation: leave ASCII punctuation in place (hyphens still become spaces).
+        lowercase_only: only make it lower case and trim it, as the published tables of X-ARES did: a comma is then an
+            error of its word.
 
     Example:
         >>> normalise("State-of-the-art;  it's 3.5%")
         'state of the art its 35'
     """
+    if lowercase_only:
+        return text.lower().strip()
     text = unicodedata.normalize("NFKC", text).lower().replace("-", " ")
     if not keep_punctuation:
         text = text.translate(_PUNCTUATION)
@@ -62,7 +77,7 @@ def error_counts(target: Sequence[str], prediction: Sequence[str], *, unit: Unit
 
     Example:
         >>> error_counts(["the cat sat"], ["the cat sit down"])
-        [ErrorCount(errors=2, units=3)]
+        [ErrorCount(substitutions=1, deletions=0, insertions=1, units=3)]
     """
     if len(target) != len(prediction):
         raise MetricError(f"Wanted one transcript per reference, found {len(prediction)} for {len(target)}.")
@@ -74,11 +89,11 @@ def error_counts(target: Sequence[str], prediction: Sequence[str], *, unit: Unit
         if not reference.strip():
             # Releases of jiwer disagree on empty references, so they never reach it.
             found = hypothesis.split() if unit == "word" else list(hypothesis.strip())
-            counts.append(ErrorCount(len(found), 0))
+            counts.append(ErrorCount(0, 0, len(found), 0))
             continue
         result = process(reference, hypothesis)
-        errors = result.substitutions + result.deletions + result.insertions
-        counts.append(ErrorCount(errors, result.hits + result.substitutions + result.deletions))
+        units = result.hits + result.substitutions + result.deletions
+        counts.append(ErrorCount(result.substitutions, result.deletions, result.insertions, units))
     return counts
 
 
@@ -88,97 +103,64 @@ def error_rate(counts: Sequence[ErrorCount]) -> float:
     When no clip has a reference unit, the number of errors itself is returned.
 
     Example:
-        >>> error_rate([ErrorCount(1, 1), ErrorCount(0, 9)])
+        >>> error_rate([ErrorCount(1, 0, 0, units=1), ErrorCount(0, 0, 0, units=9)])
         0.1
     """
     return sum(count.errors for count in counts) / max(1, sum(count.units for count in counts))
 
 
-def wer(target: Sequence[str], prediction: Sequence[str]) -> float:
-    """Word error rate of a corpus over normalised text, 0 (best) upwards; may exceed 1.
+def wer(target: Sequence[str], prediction: Sequence[str], *, lowercase_only: bool = False) -> float:
+    """Word error rate of a corpus, 0 (best) upwards; may exceed 1.
+
+    Args:
+        target, prediction: as in :func:`error_counts`, but as they came: they are normalised here.
+        lowercase_only: as in :func:`normalise`.
 
     Example:
         >>> wer(["Hello, world!"], ["hello word"])
         0.5
     """
-    return error_rate(_normalised_counts(target, prediction, "word"))
+    return error_rate(_normalised_counts(target, prediction, "word", lowercase_only))
 
 
-def cer(target: Sequence[str], prediction: Sequence[str]) -> float:
-    """Character error rate of a corpus over normalised text, 0 (best) upwards; spaces inside a text count.
+def cer(target: Sequence[str], prediction: Sequence[str], *, lowercase_only: bool = False) -> float:
+    """Character error rate of a corpus, as :func:`wer`; spaces inside a text count.
 
     Example:
         >>> cer(["你好世界"], ["你号世界"])
         0.25
     """
-    return error_rate(_normalised_counts(target, prediction, "character"))
+    return error_rate(_normalised_counts(target, prediction, "character", lowercase_only))
 
 
-def iwer(target: Sequence[str], prediction: Sequence[str]) -> float:
+def iwer(target: Sequence[str], prediction: Sequence[str], *, lowercase_only: bool = False) -> float:
     """Inverted word error rate ``max(0, 1 - WER)``, 0 to 1 (best)."""
-    return max(0.0, 1.0 - wer(target, prediction))
+    return max(0.0, 1.0 - wer(target, prediction, lowercase_only=lowercase_only))
 
 
-def icer(target: Sequence[str], prediction: Sequence[str]) -> float:
+def icer(target: Sequence[str], prediction: Sequence[str], *, lowercase_only: bool = False) -> float:
     """Inverted character error rate ``max(0, 1 - CER)``, 0 to 1 (best)."""
-    return max(0.0, 1.0 - cer(target, prediction))
+    return max(0.0, 1.0 - cer(target, prediction, lowercase_only=lowercase_only))
 
 
-def string_accuracy(target: Sequence[str], prediction: Sequence[str]) -> float:
-    """Fraction of clips whose predicted text equals the target after normalisation, 0 to 1.
+def looks_corrupt(text: str) -> bool:
+    """Say whether XARES-LLM would leave a text out, of training and of testing alike.
 
-    Example:
-        >>> string_accuracy(["Yes", "3"], ["yes.", "three"])
-        0.5
-    """
-    if len(target) != len(prediction) or not target:
-        raise MetricError(f"Wanted one prediction per target and at least one, found {len(prediction)}.")
-    pairs = zip(target, prediction, strict=True)
-    return sum(normalise(wanted) == normalise(found) for wanted, found in pairs) / len(target)
-
-
-def string_map(target: Sequence[str], prediction: Sequence[str], *, n_classes: int, trim: bool = True) -> float:
-    """Mean average precision of labels that were written as text, separated by ";", 0 to 1.
-
-    Texts are normalised with their punctuation kept. A written label is a score of 1 and any other one of 0, so that
-    the average precision of a class is ``R P + (1 - R) q`` with recall R, precision P and the share q of its clips:
-    writing nothing scores q and not 0. Labels that no target has are ignored.
-
-    Args:
-        target: labels of each clip, such as ``"dog;rain"``.
-        prediction: labels that were predicted for it.
-        n_classes: number of classes that the mean is over; those that do not occur in the targets add 0.
-        trim: take white space from around labels and drop empty ones. The published tables did not: there ``"a; b"``
-            is not ``"a;b"``, and a separator at the end makes an empty label.
-
-    Raises:
-        MetricError: without clips, for different numbers of texts, or more distinct targets than classes.
+    That is the case for more than 3 combining diacritical marks, for more characters that are neither letter nor digit
+    than ones that are (spaces count), and for more than 10 characters of which fewer than 4 are distinct.
 
     Example:
-        >>> string_map(["dog;rain", "rain"], ["dog; rain", "rain"], n_classes=2)
-        1.0
+        >>> [looks_corrupt(text) for text in ("a dog barks", "[- I am.", "haha hahaha", "")]
+        [False, True, True, False]
     """
-    if len(target) != len(prediction) or not target:
-        raise MetricError(f"Wanted one prediction per target and at least one, found {len(prediction)}.")
-    wanted, found = ([_labels(text, trim) for text in texts] for texts in (target, prediction))
-    classes = set().union(*wanted)
-    if len(classes) > n_classes:
-        raise MetricError(f"Wanted at most {n_classes} distinct labels in the targets, found {len(classes)}.")
-    total = 0.0
-    for label in classes:
-        positive = sum(label in labels for labels in wanted)
-        written = sum(label in labels for labels in found)
-        hits = sum(label in labels for labels, right in zip(found, wanted, strict=True) if label in right)
-        recall, precision = hits / positive, hits / written if written else 0.0
-        total += recall * precision + (1.0 - recall) * positive / len(wanted)
-    return total / n_classes
+    marks = sum("\u0300" < letter < "\u0370" for letter in text)
+    others = sum(not letter.isalnum() for letter in text)
+    few = len(text) > _LONG and len(set(text)) < _DISTINCT
+    return marks > _MOST_MARKS or others > len(text) / 2 or few
 
 
-def _labels(text: str, trim: bool) -> set[str]:
-    labels = normalise(text, keep_punctuation=True).split(";")
-    return {label.strip() for label in labels if label.strip()} if trim else set(labels)
-
-
-def _normalised_counts(target: Sequence[str], prediction: Sequence[str], unit: Unit) -> list[ErrorCount]:
-    wanted, found = [normalise(text) for text in target], [normalise(text) for text in prediction]
+def _normalised_counts(
+    target: Sequence[str], prediction: Sequence[str], unit: Unit, lowercase_only: bool
+) -> list[ErrorCount]:
+    wanted, found = ([normalise(text, lowercase_only=lowercase_only) for text in side] for side in (target, prediction))
     return error_counts(wanted, found, unit=unit)

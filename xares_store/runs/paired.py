@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from xares_store.metrics import classification
-from xares_store.metrics.resampling import paired_swap_counts, paired_swap_map, paired_swap_test
 from xares_store.metrics.statistics import PairedTest
+from xares_store.metrics.swaps import paired_swap_counts, paired_swap_map, paired_swap_test
 from xares_store.store.store import Store
 from xares_store.task import Task
 
