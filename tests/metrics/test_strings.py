@@ -13,24 +13,11 @@ from xares_store.errors import MetricError
 from xares_store.metrics.strings import (
     label_matrices,
     labels_of,
-    string_accuracy,
-    string_hits,
     string_macro_f1,
     string_map,
 )
 
 FOLDER = Path(__file__).parents[1] / "golden"
-GOLDEN = json.loads((FOLDER / "text.json").read_text())
-
-
-@pytest.mark.parametrize("case", GOLDEN["string_accuracy"], ids=lambda case: case["name"])
-def test_string_accuracy(case):
-    assert string_accuracy(case["targets"], case["predictions"]) == case["expected"]
-    assert string_hits(case["targets"], case["predictions"]).mean() == case["expected"]
-
-
-def test_hits_are_of_each_clip():
-    assert string_hits(["Yes", "no", "3"], ["yes!", "yes", "3"]).tolist() == [1.0, 0.0, 1.0]
 
 
 def test_string_map_as_published():
@@ -97,5 +84,3 @@ def test_what_cannot_be_scored_is_refused():
             metric(["a"], ["a", "b"], n_classes=1)
         with pytest.raises(MetricError, match="at most 1 distinct"):
             metric(["a", "b"], ["a", "b"], n_classes=1)
-    with pytest.raises(MetricError):
-        string_accuracy([], [])

@@ -19,6 +19,7 @@ from xares_store.metrics.text import (
     iwer,
     looks_corrupt,
     normalise,
+    string_accuracy,
     wer,
 )
 
@@ -63,6 +64,11 @@ def test_errors_are_counted_by_kind_and_add_up_to_the_corpus():
     assert [(count.errors, count.units) for count in letters] == [(2, 5), (2, 0), (0, 1)]
 
 
+@pytest.mark.parametrize("case", GOLDEN["string_accuracy"], ids=lambda case: case["name"])
+def test_string_accuracy(case):
+    assert string_accuracy(case["targets"], case["predictions"]) == case["expected"]
+
+
 def test_lower_case_only_leaves_all_else():
     assert normalise(" Well-Known,  e-mail ", lowercase_only=True) == "well-known,  e-mail"
     assert cer(["Ab"], ["ab,"], lowercase_only=True) == 0.5
@@ -101,3 +107,5 @@ def test_what_looks_corrupt(text, corrupt):
 def test_uneven_input_is_refused():
     with pytest.raises(MetricError):
         wer(["a"], [])
+    with pytest.raises(MetricError):
+        string_accuracy([], [])

@@ -1,4 +1,4 @@
-"""Metrics of labels that were written as text: one label a text, or several divided by a separator."""
+"""Metrics of labels that were written as text: several in one text, divided by a separator."""
 
 from __future__ import annotations
 
@@ -12,37 +12,6 @@ from xares_store.metrics.text import normalise
 
 Hot = npt.NDArray[np.bool_]
 Values = npt.NDArray[np.float64]
-
-
-def string_hits(target: Sequence[str], prediction: Sequence[str]) -> Values:
-    """Score each clip 1.0 where the predicted text equals the target after normalisation, else 0.0.
-
-    Args:
-        target: one text a clip.
-        prediction: what was written for it.
-
-    Returns:
-        ``(clips,)``.
-
-    Raises:
-        MetricError: without clips or for different numbers of texts.
-    """
-    _same_length(target, prediction)
-    pairs = zip(target, prediction, strict=True)
-    return np.array([float(normalise(wanted) == normalise(found)) for wanted, found in pairs])
-
-
-def string_accuracy(target: Sequence[str], prediction: Sequence[str]) -> float:
-    """Fraction of clips whose predicted text equals the target after normalisation, 0 to 1.
-
-    Raises:
-        MetricError: as :func:`string_hits`.
-
-    Example:
-        >>> string_accuracy(["Yes", "3"], ["yes.", "three"])
-        0.5
-    """
-    return float(string_hits(target, prediction).mean())
 
 
 def labels_of(text: str, *, separator: str = ";", trim: bool = True) -> set[str]:

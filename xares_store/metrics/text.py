@@ -1,4 +1,4 @@
-"""Text as it is compared, and the word and character error rates of transcripts."""
+"""Text as it is compared: equal or not, and the word and character error rates of transcripts."""
 
 from __future__ import annotations
 
@@ -141,6 +141,26 @@ def iwer(target: Sequence[str], prediction: Sequence[str], *, lowercase_only: bo
 def icer(target: Sequence[str], prediction: Sequence[str], *, lowercase_only: bool = False) -> float:
     """Inverted character error rate ``max(0, 1 - CER)``, 0 to 1 (best)."""
     return max(0.0, 1.0 - cer(target, prediction, lowercase_only=lowercase_only))
+
+
+def string_accuracy(target: Sequence[str], prediction: Sequence[str]) -> float:
+    """Fraction of clips whose predicted text equals the target after normalisation, 0 to 1.
+
+    Args:
+        target: one text a clip.
+        prediction: what was written for it.
+
+    Raises:
+        MetricError: without clips or for different numbers of texts.
+
+    Example:
+        >>> string_accuracy(["Yes", "3"], ["yes.", "three"])
+        0.5
+    """
+    if len(target) != len(prediction) or not target:
+        raise MetricError(f"Wanted one prediction per target and at least one, found {len(prediction)}.")
+    pairs = zip(target, prediction, strict=True)
+    return sum(normalise(wanted) == normalise(found) for wanted, found in pairs) / len(target)
 
 
 def looks_corrupt(text: str) -> bool:
