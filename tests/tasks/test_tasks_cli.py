@@ -28,7 +28,10 @@ def test_ls() -> None:
     assert [row["task"] for row in rows] == task_names()
     assert {row["task"]: row["evaluation"] for row in rows}["subway_broadcast"] == "pool"
     music = list(csv.DictReader(io.StringIO(run("ls", "--domain", "music", "--csv"))))
-    assert [row["task"] for row in music] == ["freemusicarchive", "gtzan_genre", "maestro", "nsynthinstument"]
+    assert [row["task"] for row in music] == [
+        "freemusicarchive", "gtzan_genre", "llm-freemusicarchive", "llm-gtzan", "llm-nsynth", "llm-nsynth-pitch",
+        "llm-songdescriber", "maestro", "nsynthinstument",
+    ]  # fmt: skip
     assert "gtzan" in run("ls")
 
 
@@ -118,12 +121,19 @@ def test_importing_has_no_side_effects() -> None:
         ("maestro", "frame", "events"),
         ("clotho", "retrieval", "captions"),
         ("speechocean762", "mlp", 'regression, JSON key "accuracy"'),
+        ("librispeech", None, 'transcript, JSON key "trans"'),
+        (
+            "llm-songdescriber",
+            None,
+            'text, JSON key "caption" or "captions" or "text", in test "captions" or "caption" or "text"',
+        ),
     ],
 )
-def test_show_says_what_is_measured_and_how(name: str, probe: str, target: str) -> None:
+def test_show_says_what_is_measured_and_how(name: str, probe: str | None, target: str) -> None:
     facts = json.loads(run("show", name, "--json"))
     task = load_task(name)
     assert facts["target"] == target
-    assert [key for key in ("mlp", "knn", "frame", "retrieval") if key in facts] == [probe]
-    assert facts["further metrics"].split() == list(task.metric.also or ())
+    assert [key for key in ("mlp", "knn", "frame", "retrieval") if key in facts] == ([probe] if probe else [])
+    assert facts["prompt"] == getattr(task.target, "prompt", None)
+    assert (facts["further metrics"] or "").split() == list(task.metric.also or ())
     assert facts["classes"] == (len(task.labels) or None)

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "encoders": ("xares_store.cli.encoders:encoders", "List the encoders that come with the package."),
     "check": ("xares_store.cli.check:check", "Check that an encoder keeps the contract."),
     "tasks": ("xares_store.cli.tasks:tasks", "List, show and check tasks."),
+    "recipes": ("xares_store.cli.recipes:recipes", "List, show and check recipes of the LLM-projector probe."),
     "store": ("xares_store.cli.store:store_group", "Look into a store, verify it, remove parts of it."),
     "demo-data": (
         "xares_store.cli.tasks:demo_data",

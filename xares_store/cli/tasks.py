@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,14 @@ def show_task(name: str, as_toml: bool, fmt: str) -> None:
         "tail": task.audio.tail if task.audio.crop_s is not None else None,
         "target": _target(task),
         "prompt": getattr(task.target, "prompt", None),
+        "answers": _answers(task),
         "group": task.target.group_key,
         "classes": len(task.labels) or None,
         "labels": list(task.labels) if fmt == "json" else _some(task.labels),
         "metric": task.metric.name,
         "further metrics": " ".join(task.metric.also or ()) or None,
         "segment_s": task.metric.segment_s,
+        "n_classes": task.metric.n_classes,
         **{
             name: settings.model_dump(mode="json")
             for name, settings in probe_settings(task.probe, task.target.kind).items()
@@ -138,7 +141,9 @@ def schema_text() -> str:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*.toml") if file.name != "suites.toml" and file.parent.name != "recipes")
+    found = sorted(
+        file for file in path.rglob("*.toml") if file.name != "suites.toml" and file.parent.name != "recipes"
+    )
     if not found:
         raise TaskError("Wanted task files, found no .toml file in the folder.", where=path)
     return found
@@ -153,9 +158,24 @@ def _summary(file: Path) -> str:
 
 
 def _target(task: Any) -> str:
-    keys = getattr(task.target, "keys", None) or (task.target.key,)
-    named = " or ".join(f'"{key}"' for key in keys if key)
-    return f"{task.target.kind}, JSON key {named}" if named else str(task.target.kind)
+    named = _named(getattr(task.target, "keys", None) or (task.target.key,))
+    in_test = _named(getattr(task.target, "test_keys", None) or ())
+    text = f"{task.target.kind}, JSON key {named}" if named else str(task.target.kind)
+    return f"{text}, in test {in_test}" if in_test else text
+
+
+def _named(keys: Sequence[str | None]) -> str:
+    return " or ".join(f'"{key}"' for key in keys if key)
+
+
+def _answers(task: Any) -> str | None:
+    """Say what a language model may answer; None for targets that none writes."""
+    if not hasattr(task.target, "prompt"):
+        return None
+    if not getattr(task.target, "closed", False):
+        return "any text"
+    several = task.target.separator
+    return f'labels, divided by "{several}"' if several else "a label"
 
 
 def _scheme(task: Any) -> str:
