@@ -90,7 +90,7 @@ def test_vectors_are_the_mean_over_tokens_of_each_caption_alone(bert, monkeypatc
 
 def test_equal_captions_are_embedded_once(bert, monkeypatch):
     seen = []
-    plain = text._load_model
+    plain = text.load_text_model
 
     def counting(files):
         model = plain(files)
@@ -99,7 +99,7 @@ def test_equal_captions_are_embedded_once(bert, monkeypatch):
         )
         return model
 
-    monkeypatch.setattr(text, "_load_model", counting)
+    monkeypatch.setattr(text, "load_text_model", counting)
     embed_captions(model_of(bert), CAPTIONS * 3)
     assert sum(seen) == len(set(CAPTIONS))
 

@@ -72,21 +72,22 @@ class TextFiles:
         Folder names and what a configuration says about its origin do not matter.
         """
         names = [name for name in (*_VOCABULARIES, *_TOKENIZER_EXTRAS) if (self.folder / name).is_file()]
-        content = {name: _digest(self.folder / name) for name in [*names, *self.weights]}
+        content = {name: content_digest(self.folder / name) for name in [*names, *self.weights]}
         if not self.weights:
             return {"sha256": fingerprint(content)}
-        config = _json(self.folder / CONFIG)
-        content[CONFIG] = _digest(self.folder / CONFIG)
+        config = read_json(self.folder / CONFIG)
+        content[CONFIG] = content_digest(self.folder / CONFIG)
         return {"model": str(config.get("model_type")), "sha256": fingerprint(content)}
 
 
-def find_text_files(spec: str, *, weights: bool, option: str) -> TextFiles:
+def find_text_files(spec: str, *, weights: bool, option: str, extras: Sequence[str] = ()) -> TextFiles:
     """Find a tokenizer or a text model, downloading it only when it is not on this machine.
 
     Args:
         spec: a folder as `save_pretrained` writes it, or ``org/name`` or ``org/name@revision`` on the hub.
         weights: whether a model is wanted, or its tokenizer alone.
         option: option of the command line that named it, for messages.
+        extras: further small files that a download brings along where the model has them.
 
     Raises:
         ProbeError: not found, incomplete, or not to be had without network.
@@ -99,7 +100,7 @@ def find_text_files(spec: str, *, weights: bool, option: str) -> TextFiles:
             f"The folder {spec} does not exist.", where=option, hint=f"Give a folder that holds {_needed(weights)}."
         )
     else:
-        folder = _from_hub(spec, weights, option)
+        folder = _from_hub(spec, weights, option, extras)
     lacking = _lacking(folder, weights)
     if lacking:
         raise ProbeError(
@@ -110,7 +111,7 @@ def find_text_files(spec: str, *, weights: bool, option: str) -> TextFiles:
     return TextFiles(spec, folder, _weight_files(folder) if weights else ())
 
 
-def _from_hub(spec: str, weights: bool, option: str) -> Path:
+def _from_hub(spec: str, weights: bool, option: str, extras: Sequence[str]) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     name, _, revision = spec.partition("@")
@@ -124,10 +125,9 @@ def _from_hub(spec: str, weights: bool, option: str) -> Path:
         # One request that fails at once, before a download that would try again and again.
         info = HfApi().model_info(name, revision=revision or None, timeout=_TIMEOUT_S)
         present = [sibling.rfilename for sibling in info.siblings or ()]
+        patterns = [*_wanted(present, weights), *(extra for extra in extras if extra in present)]
         return Path(
-            snapshot_download(
-                name, revision=revision or None, allow_patterns=_wanted(present, weights), etag_timeout=_TIMEOUT_S
-            )
+            snapshot_download(name, revision=revision or None, allow_patterns=patterns, etag_timeout=_TIMEOUT_S)
         )
     except Exception as error:  # the hub's errors are of many classes; all of them mean that it is not to be had
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -173,14 +173,19 @@ def _weight_files(folder: Path) -> tuple[str, ...]:
     found = next(name for name in _WEIGHTS if (folder / name).is_file())
     if not found.endswith(_INDEX):
         return (found,)
-    listed = _json(folder / found).get("weight_map")
+    listed = read_json(folder / found).get("weight_map")
     names = list(listed.values()) if isinstance(listed, dict) else []
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise ProbeError("The index of weight files is not usable.", where=folder / found, hint="Get the model again.")
     return tuple(sorted(set(names)))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ProbeError: unreadable, or something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -190,9 +195,10 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _digest(path: Path) -> str:
+def content_digest(path: Path) -> str:
+    """Return the SHA-256 of a file of a model; of a configuration without what it says about its origin."""
     if path.name in (CONFIG, "tokenizer_config.json"):
-        kept = {key: value for key, value in _json(path).items() if key not in _VOLATILE}
+        kept = {key: value for key, value in read_json(path).items() if key not in _VOLATILE}
         return sha256_text(json.dumps(kept, sort_keys=True))
     stat = path.stat()
     return _sha256(str(path), stat.st_size, stat.st_mtime_ns)

@@ -149,8 +149,8 @@ def pretrained_bags(files: TextFiles, captions: Sequence[str]) -> TokenBags:
     Raises:
         ProbeError: the tokenizer cannot be loaded.
     """
-    tokenizer = _load_tokenizer(files)
-    return TokenBags.of(_ids(tokenizer, captions, None), len(tokenizer))
+    tokenizer = load_tokenizer(files)
+    return TokenBags.of(token_ids(tokenizer, captions, None), len(tokenizer))
 
 
 def embed_captions(
@@ -170,16 +170,16 @@ def embed_captions(
     Raises:
         ProbeError: the model cannot be loaded, lacks weights, or returns no hidden states.
     """
-    tokenizer = _load_tokenizer(files)
-    model = _load_model(files).to(device)
+    tokenizer = load_tokenizer(files)
+    model = load_text_model(files).to(device)
     limits = (getattr(tokenizer, "model_max_length", None), getattr(model.config, "max_position_embeddings", None))
     longest = min([_LONGEST, *(int(limit) for limit in limits if limit)])
     distinct = sorted(set(captions))
-    ids = _ids(tokenizer, distinct, longest)
+    ids = token_ids(tokenizer, distinct, longest)
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
     found: list[FloatArray] = []
     with torch.inference_mode(), quiet_transformers():
-        for rows in _equal_lengths(order, ids):
+        for rows in equal_lengths(order, ids):
             inputs = torch.tensor([ids[row] for row in rows], device=device)
             try:
                 output = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), return_dict=True)
@@ -208,8 +208,8 @@ def embed_captions(
     return values[[place[caption] for caption in captions]]
 
 
-def _equal_lengths(order: Sequence[int], ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Cut rows, sorted by length, into batches of one length and a bounded number of tokens."""
+def equal_lengths(order: Sequence[int], ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Cut rows, sorted by length, into batches of one length and a bounded number of tokens: nothing is padded."""
     batch: list[int] = []
     for row in order:
         if batch and (len(ids[row]) != len(ids[batch[0]]) or (len(batch) + 1) * len(ids[row]) > _TOKENS_PER_BATCH):
@@ -220,7 +220,8 @@ def _equal_lengths(order: Sequence[int], ids: Sequence[Sequence[int]]) -> Iterat
         yield batch
 
 
-def _ids(tokenizer: Any, captions: Sequence[str], longest: int | None) -> list[list[int]]:
+def token_ids(tokenizer: Any, captions: Sequence[str], longest: int | None) -> list[list[int]]:
+    """Return the ids of each caption, special tokens included, cut to ``longest`` of them."""
     with quiet_transformers():
         options: dict[str, Any] = {} if longest is None else {"truncation": True, "max_length": longest}
         encoded = tokenizer(
@@ -235,7 +236,12 @@ def _ids(tokenizer: Any, captions: Sequence[str], longest: int | None) -> list[l
     return list(encoded["input_ids"])
 
 
-def _load_tokenizer(files: TextFiles) -> Any:
+def load_tokenizer(files: TextFiles) -> Any:
+    """Load a Transformers tokenizer without running code of its repository.
+
+    Raises:
+        ProbeError: it cannot be loaded.
+    """
     import transformers
 
     library: Any = transformers  # its loaders are not typed
@@ -248,7 +254,12 @@ def _load_tokenizer(files: TextFiles) -> Any:
         raise _not_loaded("tokenizer", files, error) from error
 
 
-def _load_model(files: TextFiles) -> Any:
+def load_text_model(files: TextFiles) -> Any:
+    """Load a frozen Transformers text model in float32, without unpickling objects or running code.
+
+    Raises:
+        ProbeError: it cannot be loaded, or lacks weights that would be random.
+    """
     import transformers
 
     library: Any = transformers
