@@ -117,6 +117,19 @@ def string_macro_f1(
     return f1_of_matrices(*label_matrices(target, prediction, separator=separator, trim=trim), n_classes=n_classes)
 
 
+def confusion(wanted: Hot, written: Hot) -> npt.NDArray[np.float32]:
+    """Return true positives, false positives and false negatives of each clip, ``(clips, 3, labels)``.
+
+    Args:
+        wanted, written: what :func:`label_matrices` gives.
+
+    Example:
+        >>> confusion(*label_matrices(["a;b"], ["b"])).tolist()
+        [[[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]]]
+    """
+    return np.stack([wanted & written, ~wanted & written, wanted & ~written], axis=1).astype(np.float32)
+
+
 def map_of_matrices(wanted: Hot, written: Hot, *, n_classes: int) -> float:
     """Return :func:`string_map` of what :func:`label_matrices` gives.
 

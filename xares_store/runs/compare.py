@@ -16,11 +16,12 @@ from xares_store.runs.features import choose_encoders, known_tasks, task_named
 from xares_store.runs.paired import paired_runs
 from xares_store.store.store import Store
 
-# Scores of embeddings or probe versions that were replaced since do not count.
+# Scores of embeddings or probe versions that were replaced since do not count. A main metric may carry the names of
+# stand-in models, "fense[...]": only equal names are compared.
 _NEWEST = """
 with newest as (
   select run_id, encoder, task, task_address as definition, probe, protocol, cast(settings as varchar) as settings,
-         coalesce("where", '') as restriction, seed, main_metric from runs
+         coalesce("where", '') as restriction, seed, main_metric, split_part(main_metric, '[', 1) as metric from runs
   where encoder in ($a, $b)
   qualify row_number() over (
     partition by encoder, task_address, probe, protocol, cast(settings as varchar), "where", seed
@@ -32,26 +33,28 @@ with newest as (
 # a group of their own.
 _PAIRS = """
 , items as (
-  select r.task, r.definition, r.probe, r.protocol, r.settings, r.restriction, p.fold, p.split, p.clip_id, r.encoder,
-         avg(coalesce(p.value, p.correct::int)) as value
+  select r.task, r.definition, r.probe, r.protocol, r.settings, r.restriction, r.main_metric, p.fold, p.split, p.clip_id,
+         r.encoder, avg(coalesce(p.value, p.correct::int)) as value
   from predictions p join newest r using (run_id)
-  where list_contains($item_metrics, r.main_metric)
+  where list_contains($item_metrics, r.metric)
   group by all
 )
-select a.task, a.definition, a.probe, a.protocol, a.settings, a.restriction, a.fold, a.value as a, b.value as b
-from items a join items b using (task, definition, probe, protocol, settings, restriction, fold, split, clip_id)
+select a.task, a.definition, a.probe, a.protocol, a.settings, a.restriction, a.main_metric, a.fold, a.value as a,
+       b.value as b
+from items a
+join items b using (task, definition, probe, protocol, settings, restriction, main_metric, fold, split, clip_id)
 where a.encoder = $a and b.encoder = $b
-order by a.task, a.definition, a.probe, a.protocol, a.settings, a.restriction, a.fold, a.split, a.clip_id
+order by a.task, a.definition, a.probe, a.protocol, a.settings, a.restriction, a.main_metric, a.fold, a.split, a.clip_id
 """
 _WHOLE = """
 select r.task, r.definition, r.probe, r.protocol, r.settings, r.restriction, r.main_metric, r.encoder,
        list(r.run_id order by r.seed, r.run_id) as run_ids, avg(s.value) as score
 from newest r join scores s using (run_id)
-where not list_contains($item_metrics, r.main_metric) and s.fold is null and s.metric = r.main_metric
+where not list_contains($item_metrics, r.metric) and s.fold is null and s.metric = r.main_metric
 group by all
 order by all
 """
-_KEY = ("task", "definition", "probe", "protocol", "settings", "restriction")
+_KEY = ("task", "definition", "probe", "protocol", "settings", "restriction", "main_metric")
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,12 @@ class Comparison:
 
     Attributes:
         task_address: the definition of the task, ``name@fp8``.
+        metric: its main metric, as it is stored.
         a, b: score of either encoder by the task's main metric, a mean over folds and seeds.
         difference: ``a - b``; ``low``, ``high``: its 95 % bootstrap interval over test items, for metrics that are means
             over items.
         p: two-sided p-value of the paired permutation test; ``p_holm``: corrected for the number of rows. Where a metric
-            is no mean over items (mAP, F1), the test swaps the two encoders' predictions of a clip. None for a metric
+            is no mean over items (mAP, F1, iWER), the test swaps the two encoders' predictions of a clip. None for a metric
             whose predictions are not stored in a form that can be swapped.
         n: paired test items.
     """
@@ -75,6 +79,7 @@ class Comparison:
     protocol: str
     settings: str
     where: str
+    metric: str
     n: int
     a: float
     b: float
@@ -167,10 +172,10 @@ def _whole_rows(store: Store, wanted: dict[str, Any], tasks: Sequence[str], prob
 def _row(
     key: tuple[str, ...], n: int, a: float, b: float, interval: Interval | None, test: PairedTest | None
 ) -> Comparison:
-    task, definition, probe, protocol, settings, restriction = key
+    task, definition, probe, protocol, settings, restriction, metric = key
     p = None if test is None else test.p_value
     low, high = (None, None) if interval is None else (interval.low, interval.high)
-    return Comparison(task, definition, probe, protocol, settings, restriction, n, a, b, a - b, low, high, p, p)
+    return Comparison(task, definition, probe, protocol, settings, restriction, metric, n, a, b, a - b, low, high, p, p)
 
 
 def _one(store: Store, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,9 @@ import pyarrow as pa
 
 from xares_store.metrics import classification
 from xares_store.metrics.statistics import PairedTest
-from xares_store.metrics.swaps import paired_swap_counts, paired_swap_map, paired_swap_test
+from xares_store.metrics.strings import confusion, label_matrices
+from xares_store.metrics.swaps import paired_swap_counts, paired_swap_map, paired_swap_rates, paired_swap_test
+from xares_store.runs.score import JOINED
 from xares_store.store.store import Store
 from xares_store.task import Task
 
@@ -48,6 +51,14 @@ def paired_runs(
         shape = (len(items), 3, len(task.labels))
         average: Literal["macro", "micro"] = "macro" if metric.endswith("macro") else "micro"
         return len(items), paired_swap_counts(a.reshape(shape), b.reshape(shape), average)
+    if metric in ("iwer", "icer"):
+        a, b = (np.concatenate([_error_counts(rows, table, items) for rows, table in side]) for side in tables)
+        trained = np.repeat(np.arange(seeds), len(items))  # the score is a mean over folds and seeds
+        strata = [f"{seed}/{fold}" for seed, (fold, *_) in zip(trained, items * seeds, strict=True)]
+        return len(items), paired_swap_rates(a, b, strata=strata, groups=groups)
+    if metric in ("string_map", "string_macro_f1"):
+        published = store.read_run(runs_a[0]).protocol == "published"
+        return len(items), _written_labels(task, metric, tables, items, trim=not published)
     if task.target.kind == "multi-label":
         if metric != "map" or any(";" in label for label in task.labels):  # several labels are divided by it
             return len(items), None
@@ -73,9 +84,10 @@ def paired_runs(
 
 
 _Item = tuple[str, str, str]
+_Table = tuple[dict[_Item, int], pa.Table]
 
 
-def _by_item(table: pa.Table) -> tuple[dict[_Item, int], pa.Table]:
+def _by_item(table: pa.Table) -> _Table:
     names = zip(*(table[name].to_pylist() for name in ("fold", "split", "clip_id")), strict=True)
     return {item: row for row, item in enumerate(names)}, table
 
@@ -84,6 +96,42 @@ def _lists(rows: dict[_Item, int], table: pa.Table, items: Sequence[_Item], colu
     """Return a list column of these items as one array (items, values)."""
     chosen = table[column].combine_chunks().take(pa.array([rows[item] for item in items]))
     return np.asarray(chosen.flatten().to_numpy()).reshape(len(items), -1)
+
+
+def _error_counts(rows: dict[_Item, int], table: pa.Table, items: Sequence[_Item]) -> np.ndarray:
+    """Return errors and reference units of these items, ``(items, 2)``."""
+    chosen = table.take(pa.array([rows[item] for item in items]))
+    kinds = [chosen[name].to_numpy() for name in ("substitutions", "deletions", "insertions")]
+    return np.stack([np.sum(kinds, axis=0), chosen["reference_units"].to_numpy()], axis=1)
+
+
+def _written_labels(
+    task: Task, metric: str, tables: Sequence[Sequence[_Table]], items: Sequence[_Item], *, trim: bool
+) -> PairedTest | None:
+    """Swap the labels that two language models wrote; the references of an item are swapped together."""
+    wanted: list[str] = []
+    written: tuple[list[str], list[str]] = ([], [])
+    groups: list[int] = []
+    for both in zip(*tables, strict=True):
+        (rows, first), _ = both
+        target = first["target"].to_pylist()
+        predictions = [table["prediction"].to_pylist() for _, table in both]
+        for number, item in enumerate(items):
+            references = target[rows[item]].split(JOINED)
+            wanted += references
+            groups += [number] * len(references)
+            for side, (places, _), texts in zip(written, both, predictions, strict=True):
+                side += [texts[places[item]]] * len(references)
+    separator = getattr(task.target, "separator", None) or ";"
+    (hot, a), (_, b) = (label_matrices(wanted, side, separator=separator, trim=trim) for side in written)
+    if not hot.shape[1]:
+        return None
+    if metric == "string_map":
+        test = paired_swap_map(hot, a, b, groups=groups)
+    else:
+        test = paired_swap_counts(confusion(hot, a), confusion(hot, b), "macro", groups=groups)
+    # Labels that do not occur add 0 to the mean over classes.
+    return replace(test, difference=test.difference * hot.shape[1] / (task.metric.n_classes or hot.shape[1]))
 
 
 def _multi_hot(task: Task, table: pa.Table, rows: Sequence[int]) -> np.ndarray:

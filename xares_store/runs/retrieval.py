@@ -29,7 +29,7 @@ from xares_store.probes.hub import TextFiles, find_text_files
 from xares_store.protocol import Fold
 from xares_store.runs.features import Features
 from xares_store.runs.provenance import describe_device
-from xares_store.runs.score import Scored, prediction_table, score_entries
+from xares_store.runs.score import JOINED, Scored, prediction_table, score_entries
 from xares_store.task import Task
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ SCRATCH = "scratch"
 WORDS = "words"
 PUBLISHED_TOKENIZER = "google-bert/bert-base-uncased"
 _DIRECTIONS = {"a2t_": "a2t", "t2a_": "t2a"}
-_JOINED = " | "
 _BLOCK_VALUES = 8_000_000  # similarities held at once
 
 
@@ -293,7 +292,7 @@ def _scored(
                 fold,
                 one.rows,
                 vote=items.whole,
-                target=[_JOINED.join(features.target[row]) for row in one.rows],
+                target=[JOINED.join(features.target[row]) for row in one.rows],
                 prediction=one.answers,
                 correct=one.ranks.hits(1, "a2t") > 0,
                 **columns,

@@ -16,6 +16,8 @@ from xares_store.metrics.statistics import Interval, bootstrap_interval
 from xares_store.protocol import Fold
 from xares_store.runs.features import Features
 
+JOINED = " | "  # what stands between several references in the column target
+
 
 @dataclass
 class Scored:
@@ -27,6 +29,8 @@ class Scored:
         n_test: scored items over all folds.
         details: what was chosen on validation and how training went.
         tensors: the trained probe; None when nothing is trained.
+        main_metric: name of the main metric among the scores, where it is not the task's own: a score made with
+            stand-in models carries their names.
     """
 
     scores: list[dict[str, Any]]
@@ -34,6 +38,7 @@ class Scored:
     n_test: int
     details: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, np.ndarray] | None = None
+    main_metric: str | None = None
 
 
 def score_run(
@@ -188,6 +193,10 @@ _COLUMNS: dict[str, pa.DataType] = {
     "value": pa.float64(),
     "scores": pa.list_(pa.float32()),
     "counts": pa.list_(pa.int32()),
+    "substitutions": pa.int32(),
+    "deletions": pa.int32(),
+    "insertions": pa.int32(),
+    "reference_units": pa.int32(),
 }
 
 
