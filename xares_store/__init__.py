@@ -1,7 +1,7 @@
 """Benchmark frozen audio encoders in two phases: embed once into a store, evaluate as often as you like.
 
-The public door: `fetch_task`, `import_audio`, `embed`, `estimate`, `evaluate`, `compare`, `leaderboard_rows`, `check`,
-`load_encoder`, `load_task`, `Store`, `Task` and `XaresError`. Names are loaded when they are first used, so importing the
+The public door: `fetch_task`, `import_audio`, `embed`, `estimate`, `evaluate`, `transcribe`, `compare`, `leaderboard_rows`,
+`check`, `load_encoder`, `load_task`, `Store`, `Task` and `XaresError`. Names are loaded when they are first used, so importing the
 package imports nothing else.
 """
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xares_store.runs.estimate import estimate as estimate
     from xares_store.runs.evaluate import evaluate as evaluate
     from xares_store.runs.leaderboard import leaderboard_rows as leaderboard_rows
+    from xares_store.runs.llm.transcribe import transcribe as transcribe
     from xares_store.store.store import Store as Store
     from xares_store.task import Task as Task
 
@@ -41,6 +42,7 @@ _DOOR = {
     "leaderboard_rows": "xares_store.runs.leaderboard",
     "load_encoder": "xares_store.encoders.encoder",
     "load_task": "xares_store.catalog",
+    "transcribe": "xares_store.runs.llm.transcribe",
 }
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "leaderboard_rows",
     "load_encoder",
     "load_task",
+    "transcribe",
 ]
 
 

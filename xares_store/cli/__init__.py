@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("xares_store.cli.evaluate:evaluate", "Train and score probes on stored embeddings."),
     "leaderboard": ("xares_store.cli.results:leaderboard", "Show the scores in a store, best first."),
     "compare": ("xares_store.cli.results:compare", "Test whether two encoders differ, task by task."),
+    "transcribe": (
+        "xares_store.cli.transcribe:transcribe",
+        "Write what a trained language model hears in stored clips.",
+    ),
     "sql": ("xares_store.cli.sql:sql", "Run a SQL QUERY over the store's views."),
     "encoders": ("xares_store.cli.encoders:encoders", "List the encoders that come with the package."),
     "check": ("xares_store.cli.check:check", "Check that an encoder keeps the contract."),

@@ -6,10 +6,11 @@ import csv
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 from rich import box
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 INTERRUPTED = 130
+PAUSED = 75  # sysexits.h: a temporary failure, try again
 _FOLDED = 20  # letters to which a narrow terminal may fold a column of text
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,6 +27,23 @@ STORE_ENV = "XARES_STORE"
 DATA_ENV = "XARES_DATA_HOME"
 
 console = Console(stderr=True, soft_wrap=True)
+
+
+class _Duration(click.ParamType[float]):
+    """A time such as 90, 90s, 45m or 1.5h, in seconds."""
+
+    name = "TIME"
+    _UNITS: ClassVar[dict[str, float]] = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(value))
+        if found is None:
+            self.fail(f'Expected a time such as 90s, 45m or 2h, found "{value}".', param, ctx)
+        return float(found.group(1)) * self._UNITS[found.group(2)]
+
+
+DURATION = _Duration()
 
 
 def default_store() -> Path:

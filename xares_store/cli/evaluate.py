@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xares_store.cli.common import INTERRUPTED, console, device_option, emit, format_options, lift, store_option
+from xares_store.cli.common import (
+    DURATION,
+    INTERRUPTED,
+    PAUSED,
+    console,
+    device_option,
+    emit,
+    format_options,
+    lift,
+    store_option,
+)
 from xares_store.probes.probe import PROBES
 
 if TYPE_CHECKING:
@@ -24,7 +34,7 @@ COLUMNS = (
     "probes",
     multiple=True,
     type=click.Choice(list(PROBES)),
-    help="Probe; mlp is the trained one of any task [default: all that fit].",
+    help="Probe; mlp is the trained one of any task but text; llm only by name [default: all that fit].",
 )
 @click.option(
     "--task", "--suite", "tasks", multiple=True, metavar="TASK",
@@ -32,7 +42,7 @@ COLUMNS = (
 )  # fmt: skip
 @click.option("--encoder", "encoders", multiple=True, metavar="NAME", help="Encoder in the store [default: all].")
 @store_option
-@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Seeds of trained probes.")
+@click.option("--seeds", type=click.IntRange(min=1), default=None, help="Seeds of trained probes [default: 5; llm: 1].")
 @click.option(
     "--lr", "rates", type=float, multiple=True, help="Learning rate; several are a grid chosen on validation."
 )
@@ -59,7 +69,59 @@ COLUMNS = (
     type=click.IntRange(min=1),
     default=1024,
     show_default=True,
-    help="MiB of frames held at a time (frame probe).",
+    help="MiB of frames held at a time (frame and llm probes).",
+)
+@click.option(
+    "--recipe",
+    default=None,
+    metavar="NAME",
+    help="llm: recipe or path of its file [default: the published one of the task's kind].",
+)
+@click.option(
+    "--decoder",
+    default=None,
+    metavar="MODEL",
+    help="llm: causal language model, hub name or folder [default: the recipe's].",
+)
+@click.option("--max-steps", type=int, default=None, help="llm: optimiser steps [default: the recipe's].")
+@click.option("--stride", type=int, default=None, help="llm: so many frames become one position of the decoder.")
+@click.option(
+    "--stride-mode",
+    type=click.Choice(["stack", "mean"]),
+    default=None,
+    help="llm: how they are combined [default: the recipe's].",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default=None,
+    help="llm: of training and writing [default: the recipe's].",
+)
+@click.option(
+    "--frame-budget",
+    type=int,
+    default=None,
+    help="llm: positions in the decoder at once; less memory, same result [default: the recipe's].",
+)
+@click.option(
+    "--time-budget",
+    "time_budget_s",
+    type=DURATION,
+    default=None,
+    help="llm: pause training after this long, e.g. 90m; the same command goes on.",
+)
+@click.option("--score-labels", is_flag=True, help="llm: ask for the likelihood of each label of closed tasks too.")
+@click.option(
+    "--sentence-encoder",
+    default=None,
+    metavar="MODEL",
+    help="llm: sentence encoder of FENSE and DATE, hub name or folder.",
+)
+@click.option(
+    "--fluency-model",
+    default=None,
+    metavar="MODEL",
+    help="llm: error checker of FENSE and DATE, folder or file; none: without.",
 )
 @device_option
 @format_options
@@ -68,7 +130,7 @@ def evaluate(
     tasks: tuple[str, ...],
     encoders: tuple[str, ...],
     store: Path,
-    seeds: int,
+    seeds: int | None,
     rates: tuple[float, ...],
     epochs: int | None,
     batch_size: int | None,
@@ -79,15 +141,28 @@ def evaluate(
     text_encoder: str | None,
     tokenizer: str | None,
     memory_mib: int,
+    recipe: str | None,
+    decoder: str | None,
+    max_steps: int | None,
+    stride: int | None,
+    stride_mode: str | None,
+    precision: str | None,
+    frame_budget: int | None,
+    time_budget_s: float | None,
+    score_labels: bool,
+    sentence_encoder: str | None,
+    fluency_model: str | None,
     device: str,
     fmt: str,
 ) -> int:
     """Train and score probes on stored embeddings.
 
     Needs no audio and no encoder. Scores that are in the store already are not computed again. Exit code 1 when a
-    combination could not be evaluated.
+    combination could not be evaluated, 75 when --time-budget ended a training before its last step: nothing is scored
+    then, and the same command goes on.
     """
     from xares_store.runs import evaluate as phase_two
+    from xares_store.runs.llm.options import LlmOptions
 
     try:
         report = phase_two.evaluate(
@@ -107,10 +182,23 @@ def evaluate(
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             memory_bytes=memory_mib << 20,
+            llm=LlmOptions(
+                recipe=recipe,
+                decoder=decoder,
+                max_steps=max_steps,
+                stride=stride,
+                stride_mode=stride_mode,
+                precision=precision,
+                frame_budget=frame_budget,
+                time_budget_s=time_budget_s,
+                score_labels=score_labels,
+                sentence_encoder=sentence_encoder,
+                fluency_model=fluency_model,
+            ),
             quiet=False,
         )
     except KeyboardInterrupt:
-        console.print("Interrupted. Finished runs are stored; the same command does only the missing ones.")
+        console.print("Interrupted. Finished runs are stored; the same command does only what is missing.")
         return INTERRUPTED
     columns, rows, title = list(COLUMNS), [list(row) for row in _rows(report)], None
     if fmt == "table":
@@ -120,7 +208,9 @@ def evaluate(
         console.print(f"error: {encoder} {task} was not evaluated.\n{reason}", markup=False, highlight=False)
     for note in report.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
-    return 1 if report.failed else 0
+    for pause in report.paused:
+        console.print(f"paused: {pause}", markup=False, highlight=False)
+    return 1 if report.failed else PAUSED if report.paused else 0
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -35,9 +35,17 @@ _APART = ("where", "task_address", "probe_version", "metric_version", "parts_dig
 @click.option("--probe", "probes", multiple=True, type=click.Choice(list(PROBES)), help="Only this probe.")
 @click.option("--protocol", type=click.Choice(["strict", "published"]), default=None, help="Only this protocol.")
 @click.option(
-    "--suite", multiple=True, metavar="SUITE", help="Average over this suite (xares, xares-public) or task file."
+    "--suite", multiple=True, metavar="SUITE", help="Average over this suite (xares, task1, task2) or task file."
 )
-@click.option("--published", is_flag=True, help="With --suite: printed scores of the X-ARES tables beside ours.")
+@click.option(
+    "--published", is_flag=True, help="With --suite: printed scores of X-ARES and XARES-LLM tables beside ours."
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE.toml",
+    help="With --suite: one more average, with your weights: a table [weights], task = number.",
+)
 @click.option(
     "--mteb", type=click.Path(path_type=Path), metavar="DIR", help="With --suite: MTEB-shaped JSON files into DIR."
 )
@@ -50,6 +58,7 @@ def leaderboard(
     protocol: str | None,
     suite: tuple[str, ...],
     published: bool,
+    weights: Path | None,
     mteb: Path | None,
     fmt: str,
 ) -> None:
@@ -59,7 +68,7 @@ def leaderboard(
     is the spread over seeds: two different things. Protocols are never mixed.
 
     With --suite: tasks as rows, encoders as columns, and below them the averages of normalised scores (0 worst, 1
-    best), weighted by counted test items and by the constants of the published tables. Each probe, protocol and change
+    best), weighted by counted test items, by the constants of the published tables and by --weights. Each probe, protocol and change
     of settings has a table of its own. Missing tasks are named, and an average without them is partial. --csv and
     --json give one long table of everything.
     """
@@ -70,14 +79,17 @@ def leaderboard(
         from xares_store.runs.aggregates import suite_report
         from xares_store.runs.mteb import write_mteb
 
-        report = suite_report(store, suite, encoders=encoders, probes=probes, protocols=protocols, published=published)
+        report = suite_report(
+            store, suite, encoders=encoders, probes=probes, protocols=protocols, published=published, weights=weights
+        )
         _emit_suite(report, fmt)
         if mteb is not None:
             files = write_mteb(report, mteb)
             console.print(f"Wrote {len(files)} results to {mteb}.", markup=False, highlight=False)
         return
-    if published or mteb is not None:
-        raise click.UsageError(f"{'--published' if published else '--mteb'} needs --suite, for example --suite xares.")
+    for option, given in (("--published", published), ("--weights", weights is not None), ("--mteb", mteb is not None)):
+        if given:
+            raise click.UsageError(f"{option} needs --suite, for example --suite xares.")
     from xares_store.runs.leaderboard import leaderboard_rows
 
     columns, rows = leaderboard_rows(store, tasks=tasks, encoders=encoders, probes=probes, protocols=protocols)
@@ -115,7 +127,7 @@ def _emit_suite(report: SuiteReport, fmt: str) -> None:
 
 
 def _emit_wide(report: SuiteReport, lines: Sequence[Line], title: str, fmt: str) -> None:
-    heads = [line.encoder if line.protocol else f"{line.encoder} (published: {_short(line.source)})" for line in lines]
+    heads = [line.encoder if line.protocol else f"{line.encoder} (published: {_printed_in(line)})" for line in lines]
     scores = [{score.task: score.score for score in line.scores} for line in lines]
     rows: list[list[object]] = [
         [task.name, task.domain, task.metric.name, *(found.get(task.name) for found in scores)] for task in report.tasks
@@ -133,8 +145,9 @@ def _emit_wide(report: SuiteReport, lines: Sequence[Line], title: str, fmt: str)
     emit(["task", "domain", "metric", *heads], rows, fmt=fmt, title=title)
 
 
-def _short(source: str) -> str:
-    return source.partition("(")[0].partition(",")[0].strip()
+def _printed_in(line: Line) -> str:
+    source = line.source.partition("(")[0].partition(",")[0].strip()
+    return f"{source}, {line.label}" if line.label else source
 
 
 def _emit_short(

@@ -15,11 +15,13 @@ class Probe:
         name: as users and task files write it.
         version: changes when the predictions for the same input change; part of a run's identity.
         seeded: whether several seeds give several results.
+        seeds: how many are run without a wish.
     """
 
     name: str
     version: str
     seeded: bool
+    seeds: int = 5
 
 
 PROBES: Mapping[str, Probe] = MappingProxyType(
@@ -28,6 +30,6 @@ PROBES: Mapping[str, Probe] = MappingProxyType(
         "knn": Probe("knn", version="1", seeded=False),
         "frame": Probe("frame", version="1", seeded=True),
         "retrieval": Probe("retrieval", version="1", seeded=True),
-        "llm": Probe("llm", version="1", seeded=True),
+        "llm": Probe("llm", version="1", seeded=True, seeds=1),
     }
 )

@@ -13,6 +13,7 @@ from xares_store.errors import ConfigError, ProbeError, StoreError, TaskNotFound
 from xares_store.kinds import PROBES_OF_KIND
 from xares_store.probes.probe import PROBES
 from xares_store.runs.features import Features, choose_encoders, load_features, parts_digest, task_named
+from xares_store.runs.llm.options import LlmOptions
 from xares_store.runs.outcomes import outcomes
 from xares_store.runs.progress import Meter
 from xares_store.runs.request import (
@@ -34,7 +35,7 @@ def evaluate(
     tasks: Sequence[str | Task] = (),
     encoders: Sequence[str] = (),
     probes: Sequence[str] = (),
-    seeds: int | Sequence[int] = 5,
+    seeds: int | Sequence[int] | None = None,
     learning_rates: Sequence[float] | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -46,6 +47,7 @@ def evaluate(
     text_encoder: str | None = None,
     tokenizer: str | None = None,
     memory_bytes: int = MEMORY_BYTES,
+    llm: LlmOptions | None = None,
     quiet: bool = True,
 ) -> EvaluateReport:
     """Evaluate stored embeddings, doing only what the store has no score for.
@@ -56,16 +58,18 @@ def evaluate(
         encoders: encoder names or addresses in the store; empty means all.
         probes: ``mlp`` (LayerNorm and a linear layer, trained), ``knn`` (cosine nearest neighbours), ``frame`` (the MLP's
             layers on every frame, for events) and ``retrieval`` (two towers, for captions). ``mlp`` stands for the
-            trained probe of any task; empty means every probe that fits a task.
-        seeds: number of seeds (counted up from 42), or the seeds themselves; for trained probes.
-        learning_rates: grid to choose from on validation clips; None for the task's own.
+            trained probe of any such task; empty means every probe that fits a task. ``llm`` (a projector on a language
+            model, for text) is trained only when it is named.
+        seeds: number of seeds (counted up from 42), or the seeds themselves; for trained probes. None for 5, and 1 with llm.
+        learning_rates: grid to choose from on validation clips; None for the task's own. One only for llm.
         epochs, batch_size: training length and batch; None for the task's own.
         k, temperature: neighbours and vote temperature of k-NN; None for the task's own.
         where: SQL predicate over the view ``clips``; only those clips take part, in training and test alike.
         protocol: ``strict`` (train, validation and test disjoint) or ``published`` (what published tables used).
         text_encoder: retrieval: ``scratch`` (None) or a frozen Transformers text model, by name or folder.
         tokenizer: retrieval from scratch: ``words``, or a tokenizer by name or folder; None for the protocol's own.
-        memory_bytes: frame probe: memory for the frames that are read ahead of training.
+        memory_bytes: frame and llm probes: memory for the frames that are read ahead of training.
+        llm: recipe, decoder and further options of the llm probe.
         device: where trained probes run: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         quiet: draw no progress bar.
 
@@ -96,6 +100,7 @@ def evaluate(
         text_encoder,
         tokenizer,
         memory_bytes,
+        llm,
     )
     chosen = choose_encoders(target, encoders)
     if not chosen:
@@ -105,10 +110,10 @@ def evaluate(
     _refuse_idle_options(chosen_tasks, request)
     pairs = [(encoder, task) for task in _with_a_probe(chosen_tasks, request, report) for encoder in chosen]
     skip = _absent(target, pairs, tasks, report)
-    with Meter("evaluating", total=sum(len(probes_for(task, request)) for _, task in pairs), quiet=quiet) as meter:
+    with Meter("evaluating", total=sum(len(_stacked(task, request)) for _, task in pairs), quiet=quiet) as meter:
         for encoder, task in pairs:
             if (encoder, task.name) in skip:
-                meter.advance(len(probes_for(task, request)))
+                meter.advance(len(_stacked(task, request)))
                 continue
             try:
                 _evaluate_pair(target, encoder, task, request, report, meter)
@@ -116,19 +121,56 @@ def evaluate(
                 if len(pairs) == 1:
                     raise
                 report.failed.append((encoder, task.name, str(error)))
+    if "llm" in request.probes:
+        _language_models(
+            target, chosen, [pair for pair in pairs if (pair[0], pair[1].name) not in skip], request, report, quiet
+        )
     if tasks and pairs and len(skip) == len(pairs):
         raise StoreError(
             "None of these tasks is embedded: " + ", ".join(dict.fromkeys(task.name for _, task in pairs)) + ".",
             where=target.path,
             hint="Run `xares embed` first; `xares store ls` lists what is there.",
         )
-    if report.failed and not report.results:
+    if report.failed and not report.results and not report.paused:
         raise XaresError(
             f"Nothing could be evaluated. {len(report.failed)} of {len(report.failed)} combinations failed, the first one with:\n"
             + report.failed[0][2]
         )
     report.seconds = time.perf_counter() - began
     return report
+
+
+def _language_models(
+    store: Store,
+    encoders: Sequence[str],
+    pairs: Sequence[tuple[str, Task]],
+    request: Request,
+    report: EvaluateReport,
+    quiet: bool,
+) -> None:
+    """Train and score the probe that learns several tasks together, encoder by encoder."""
+    from xares_store.probes.llm.trainer import Paused
+    from xares_store.runs.llm.evaluate import evaluate_llm
+
+    budget = request.llm.time_budget_s
+    deadline = None if budget is None else time.monotonic() + budget
+    for encoder in encoders:
+        tasks = [task for name, task in pairs if name == encoder and "llm" in probes_for(task, request)]
+        if not tasks:
+            continue
+        try:
+            evaluate_llm(store, encoder, tasks, request, report, deadline=deadline, quiet=quiet)
+        except Paused as pause:
+            report.paused.append(f"{encoder}: {pause}")
+        except XaresError as error:
+            if len({name for name, _ in pairs}) == 1 and not report.results:
+                raise
+            report.failed.append((encoder, ", ".join(task.name for task in tasks), str(error)))
+
+
+def _stacked(task: Task, request: Request) -> tuple[str, ...]:
+    """Return the probes that are trained task by task."""
+    return tuple(probe for probe in probes_for(task, request) if probe != "llm")
 
 
 def _refuse_idle_options(tasks: Sequence[Task], request: Request) -> None:
@@ -152,14 +194,12 @@ def _with_a_probe(tasks: list[Task], request: Request, report: EvaluateReport) -
             found.append(task)
             continue
         fitting = PROBES_OF_KIND[task.target.kind]
-        reason = (
-            f"what fits {task.target.kind} labels: {', '.join(fitting)}"
-            if fitting
-            else ("its labels are text that a language model has to write, and no probe of this version does")
-        )
+        reason = f"what fits {task.target.kind} labels: {', '.join(fitting)}"
+        if fitting == ("llm",):
+            reason = "a language model has to write its text, which is trained only when it is asked for: --probe llm"
         message = f'Task "{task.name}" is not evaluated: {reason}.'
         if len(tasks) == 1:
-            raise ProbeError(message, where="--probe" if fitting else task.name)
+            raise ProbeError(message, where="--probe")
         report.notes.append(message)
     return found
 
@@ -201,12 +241,14 @@ def _tasks(store: Store, specs: Sequence[str | Task]) -> list[Task]:
 def _evaluate_pair(
     store: Store, encoder: str, task: Task, request: Request, report: EvaluateReport, meter: Meter
 ) -> None:
+    if not _stacked(task, request):
+        return
     digest = parts_digest(store, encoder, task)
     features: Features | None = None
-    for probe in probes_for(task, request):
+    for probe in _stacked(task, request):
         settings = settings_for(task, probe, request)
         missing: dict[int | None, str] = {}
-        for seed in request.seeds if PROBES[probe].seeded else (None,):
+        for seed in request.seeds_of(probe):
             run_id = run_name(encoder, task, probe, request, settings, seed, digest)
             if store.has_run(run_id):
                 report.results.append(result_of(store.read_run(run_id), reused=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from xares_store.errors import ConfigError, did_you_mean
@@ -13,12 +13,13 @@ from xares_store.measures import Frame, Knn, probe_settings
 from xares_store.metrics.registry import metric_for
 from xares_store.probes.probe import PROBES
 from xares_store.protocol import PROTOCOLS
+from xares_store.runs.llm.options import LlmOptions
 from xares_store.task import Task
 
 # Published tables used one rate for every task; a grid chosen on their validation = test would flatter.
 PUBLISHED_RATES = (1e-3,)
-_TRAINED = ("mlp", "frame", "retrieval")
-BELONGS_TO = {
+_TRAINED = ("mlp", "frame", "retrieval", "llm")
+BELONGS_TO: dict[str, tuple[str, ...]] = {
     "--lr": _TRAINED,
     "--epochs": _TRAINED,
     "--batch-size": _TRAINED,
@@ -48,11 +49,23 @@ class Request:
     text_encoder: str | None = None
     tokenizer: str | None = None
     memory_bytes: int = MEMORY_BYTES
+    llm: LlmOptions = field(default_factory=LlmOptions)
+
+    def seeds_of(self, probe: str) -> tuple[int | None, ...]:
+        """Return the seeds that a probe runs with: what was asked, else 5, 1 where a training takes hours, none for k-NN."""
+        if not PROBES[probe].seeded:
+            return (None,)
+        return self.seeds or seeds_from(PROBES[probe].seeds)
+
+
+def seeds_from(count: int) -> tuple[int, ...]:
+    """Return so many seeds, counted up from the first."""
+    return tuple(range(FIRST_SEED, FIRST_SEED + count))
 
 
 def make_request(
     probes: Sequence[str],
-    seeds: int | Sequence[int],
+    seeds: int | Sequence[int] | None,
     learning_rates: Sequence[float] | None,
     epochs: int | None,
     batch_size: int | None,
@@ -64,6 +77,7 @@ def make_request(
     text_encoder: str | None = None,
     tokenizer: str | None = None,
     memory_bytes: int = MEMORY_BYTES,
+    llm: LlmOptions | None = None,
 ) -> Request:
     """Check the arguments of an evaluation.
 
@@ -76,8 +90,11 @@ def make_request(
             raise ConfigError(f'No probe "{probe}".', where="--probe", hint=hint)
     if protocol not in PROTOCOLS:
         raise ConfigError(f'No protocol "{protocol}".', where="--protocol", hint="There are: " + ", ".join(PROTOCOLS))
-    numbers = tuple(range(FIRST_SEED, FIRST_SEED + seeds)) if isinstance(seeds, int) else tuple(dict.fromkeys(seeds))
-    if not numbers or min(numbers) < 0:
+    if seeds is None:
+        numbers: tuple[int, ...] = ()
+    else:
+        numbers = seeds_from(seeds) if isinstance(seeds, int) else tuple(dict.fromkeys(seeds))
+    if seeds is not None and (not numbers or min(numbers) < 0):
         raise ConfigError(f"At least one seed is needed, none below 0; found {seeds}.", where="--seeds")
     limits: list[tuple[str, Sequence[float] | None]] = [
         ("--lr", learning_rates),
@@ -93,12 +110,16 @@ def make_request(
         raise ConfigError(f"Expected at least 1 MiB for frames, found {memory_bytes} bytes.", where="--memory")
     given = [option for option, values in limits if values is not None]
     given += ["--text-encoder"] * (text_encoder is not None) + ["--tokenizer"] * (tokenizer is not None)
-    for option in given:
-        if probes and not set(BELONGS_TO[option]) & set(probes):
+    options = llm or LlmOptions()
+    options.check()
+    for option in [*given, *options.given()]:
+        owners = BELONGS_TO.get(option, ("llm",))
+        # A language model is trained only when it is asked for.
+        if not set(owners) & set(probes) and (probes or owners == ("llm",)):
             raise ConfigError(
-                f"This setting belongs to the probe {BELONGS_TO[option][0]}, which is not asked for.",
+                f"This setting belongs to the probe {owners[0]}, which is not asked for.",
                 where=option,
-                hint=f"Leave it away, or add --probe {BELONGS_TO[option][0]}.",
+                hint=f"Leave it away, or add --probe {owners[0]}.",
             )
     rates = tuple(dict.fromkeys(float(rate) for rate in learning_rates)) if learning_rates else None
     return Request(
@@ -115,6 +136,7 @@ def make_request(
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         memory_bytes=memory_bytes,
+        llm=options,
     )
 
 
@@ -123,12 +145,14 @@ def probes_for(task: Task, request: Request) -> tuple[str, ...]:
 
     ``mlp`` stands for the trained probe of the task's kind: the frame probe for events, the retrieval probe for
     captions. What does not fit the task's labels is left out. Without a wish all that fit are run, save a k-NN that the
-    published tables do not have.
+    published tables do not have. A language model is trained only when it is asked for by name.
     """
     fitting = PROBES_OF_KIND[task.target.kind]
     if not request.probes:
-        return tuple(probe for probe in fitting if probe != "knn" or task.published.knn is not False)
-    wanted = (fitting[0] if probe == "mlp" and fitting else probe for probe in request.probes)
+        left_out = {"llm"} | ({"knn"} if task.published.knn is False else set())
+        return tuple(probe for probe in fitting if probe not in left_out)
+    trained = next((probe for probe in fitting if probe != "llm"), "mlp")
+    wanted = (trained if probe == "mlp" else probe for probe in request.probes)
     return tuple(dict.fromkeys(probe for probe in wanted if probe in fitting))
 
 
@@ -147,7 +171,12 @@ def settings_for(task: Task, probe: str, request: Request) -> dict[str, Any]:
 
 
 def plain_settings(task: Task, probe: str, request: Request) -> dict[str, Any]:
-    """Return the probe's settings without the files of its text side."""
+    """Return the probe's settings without the files of its text side.
+
+    Those of ``llm`` belong to a training, not to a task: see :mod:`xares_store.runs.llm.prepare`.
+    """
+    if probe == "llm":
+        return {}
     own = probe_settings(task.probe, task.target.kind)[probe]
     if isinstance(own, Knn):
         return {

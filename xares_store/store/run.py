@@ -199,3 +199,23 @@ def read_predictions(root: Path, run_id: str) -> pa.Table:
         return _complete(pq.ParquetFile(path).read(use_threads=False))
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise CorruptError(f"The predictions cannot be read ({error}).", where=path) from error
+
+
+def read_tensors(root: Path, run_id: str) -> dict[str, NDArray[Any]]:
+    """Return the weights of a run's trained probe by name, after checking the run's files; none where nothing is trained.
+
+    Raises:
+        StoreError: there is no such run.
+        CorruptError: a file is damaged; named.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    manifest = read_run(root, run_id)
+    if PROBE not in manifest.files:
+        return {}
+    path = run_folder(root, run_id) / PROBE
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CorruptError(f"The weights cannot be read ({error}).", where=path) from error

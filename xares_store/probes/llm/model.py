@@ -135,10 +135,7 @@ class AudioLm(nn.Module):
         layout, logits = self._forward(examples)
         labels = layout.labels[:, -logits.shape[1] + 1 :]
         best = logits[:, :-1].argmax(dim=-1)
-        return [
-            self.text.decode(row[label != IGNORE].tolist()[0 if self.separator is None else 1 :])
-            for row, label in zip(best, labels, strict=True)
-        ]
+        return [self._said(row[label != IGNORE].tolist()) for row, label in zip(best, labels, strict=True)]
 
     @torch.no_grad()
     def write(self, examples: Sequence[Example], *, max_new_tokens: int, repetition_penalty: float) -> list[Written]:
@@ -166,7 +163,7 @@ class AudioLm(nn.Module):
         for row in found.tolist():
             finished = self.text.end in row
             count = row.index(self.text.end) if finished else len(row)
-            written.append(Written(self.text.decode(row[:count]), count, finished))
+            written.append(Written(self._said(row[:count]), count, finished))
         return written
 
     @torch.no_grad()
@@ -198,6 +195,10 @@ class AudioLm(nn.Module):
             scores += self._packed(prefix, labels[first:last])
             first = last
         return np.asarray(scores)
+
+    def _said(self, ids: Sequence[int]) -> str:
+        """Return text without the separator, which some vocabularies do not count among the special tokens."""
+        return self.text.decode([token for token in ids if token != self.separator or token == self.text.end])
 
     def _packed(self, prefix: Tensor, labels: Sequence[tuple[int, ...]]) -> list[float]:
         n_prefix, device = len(prefix), self.device

@@ -1,0 +1,283 @@
+"""Evaluate tasks with the LLM-projector probe: train once, write about the test clips of each task, score, store."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xares_store.device import set_threads
+from xares_store.errors import ConfigError
+from xares_store.probes.llm.decoder import load_tokenizer
+from xares_store.runs.features import Features, load_features
+from xares_store.runs.llm.material import Material, make_material
+from xares_store.runs.llm.prepare import Prepared, check_context, prepare
+from xares_store.runs.llm.text_scores import Likelihood, score_texts
+from xares_store.runs.llm.training import TRAINING, Taught, separator_of, teach
+from xares_store.runs.llm.writing import label_likelihoods, labels_of, write_about
+from xares_store.runs.progress import Meter
+from xares_store.runs.provenance import describe_device
+from xares_store.runs.request import Request
+from xares_store.runs.result import EvaluateReport, result_of, run_record
+from xares_store.store.run import read_tensors
+from xares_store.store.store import Store
+from xares_store.task import Task
+
+
+@dataclass
+class _Written:
+    """What is known of one task once its folds were written about."""
+
+    hypotheses: list[list[str]] = field(default_factory=list)
+    likelihoods: list[np.ndarray] = field(default_factory=list)
+    labels: tuple[str, ...] = ()
+    details: list[dict[str, Any]] = field(default_factory=list)
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def evaluate_llm(
+    store: Store,
+    encoder: str,
+    tasks: Sequence[Task],
+    request: Request,
+    report: EvaluateReport,
+    *,
+    deadline: float | None,
+    quiet: bool,
+) -> None:
+    """Train and score the LLM-projector probe on some tasks of one encoder; what is stored is not computed again.
+
+    Args:
+        store: where embeddings are and runs go.
+        encoder: its address.
+        tasks: whose targets are text.
+        request: options.
+        report: results and notes are added to it.
+        deadline: ``time.monotonic()`` at which training pauses.
+        quiet: draw no progress bar.
+
+    Raises:
+        Paused: the deadline passed; the same call goes on.
+        XaresError: a task, an option, the decoder or a training cannot be used.
+    """
+    for prepared in prepare(store, encoder, tasks, request):
+        features: list[Features] = []
+        for seed in request.seeds_of("llm"):
+            assert seed is not None
+            missing = []
+            for number in range(len(prepared.tasks)):
+                run_id = prepared.run_id(number, request, seed)
+                if store.has_run(run_id):
+                    report.results.append(result_of(store.read_run(run_id), reused=True))
+                else:
+                    missing.append(number)
+            if missing:
+                features = features or _features(store, prepared, request)
+                _Evaluation(store, prepared, request, seed, features, report, deadline, quiet).run(missing)
+
+
+def _features(store: Store, prepared: Prepared, request: Request) -> list[Features]:
+    found = [
+        load_features(store, prepared.encoder, task, protocol=request.protocol, where=request.where, pooled=False)
+        for task in prepared.tasks
+    ]
+    for task, one in zip(prepared.tasks, found, strict=True):
+        if len(found) > 1 and len(one.folds) > 1:
+            raise ConfigError(
+                f'Task "{task.name}" has {len(one.folds)} folds and cannot be learnt together with other tasks.',
+                where="--task",
+                hint="Evaluate it alone, or give its file fixed splits.",
+            )
+        store.put_task(task.address, task.to_toml())
+    return found
+
+
+@dataclass
+class _Evaluation:
+    """One training with one seed, and the runs that come of it."""
+
+    store: Store
+    prepared: Prepared
+    request: Request
+    seed: int
+    features: list[Features]
+    report: EvaluateReport
+    deadline: float | None
+    quiet: bool
+
+    def run(self, missing: Sequence[int]) -> None:
+        """Train, write about the tasks that have no run, and store them."""
+        set_threads()
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        identity = self.prepared.training_id(self.request, self.seed)
+        folder = self.store.path / TRAINING / identity
+        known = self._stored(identity)
+        written = {number: _Written() for number in missing}
+        n_folds = len(self.features[0].folds)
+        for place in range(n_folds):
+            began = time.perf_counter()
+            taught, materials = self._taught(place, folder, identity, known)
+            share = (time.perf_counter() - began) / len(self.prepared.tasks)
+            for number in missing:
+                self._write(taught, materials[number], written[number], share)
+                if place == n_folds - 1:
+                    self._store(number, written[number], started, taught)
+        if all(self.store.has_run(self.prepared.run_id(n, self.request, self.seed)) for n in range(len(self.features))):
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another training is under way
+                folder.parent.rmdir()
+
+    def _taught(
+        self, place: int, folder: Path, identity: str, known: dict[str, np.ndarray]
+    ) -> tuple[Taught, list[Material]]:
+        prepared, request = self.prepared, self.request
+        tokenizer = load_tokenizer(prepared.decoder)
+        materials = [
+            make_material(task, one, one.folds[place], prepared.recipe, tokenizer)
+            for task, one in zip(prepared.tasks, self.features, strict=True)
+        ]
+        separator = separator_of(prepared.recipe, tokenizer, protocol=request.protocol, spec=prepared.decoder.spec)
+        fold = materials[0].fold.name
+        prefix = f"fold-{fold}."
+        own = {name.removeprefix(prefix): value for name, value in known.items() if name.startswith(prefix)}
+        title = f"{prepared.mixture}: training" + (f" {fold}" if len(self.features[0].folds) > 1 else "")
+        with Meter(title, total=1.0, quiet=self.quiet) as meter:
+            before = 0.0
+
+            def progress(now: Any) -> None:
+                nonlocal before
+                meter.advance(
+                    now.step / now.steps - before,
+                    note=f"step {now.step} of {now.steps}, loss {now.loss:.3f}, {now.tokens_per_s:,.0f} tokens/s",
+                )
+                before = now.step / now.steps
+
+            taught = teach(
+                prepared,
+                materials,
+                request,
+                self.seed,
+                folder / fold,
+                identity=f"{identity}/{fold}",
+                separator=separator,
+                device=self._device(),
+                deadline=self.deadline,
+                progress=progress,
+                known=own or None,
+            )
+        return taught, materials
+
+    def _device(self) -> str:
+        from xares_store.device import resolve_device
+
+        return resolve_device(self.request.device)
+
+    def _stored(self, identity: str) -> dict[str, np.ndarray]:
+        """Return the weights of the same training from a run that the store has already."""
+        rows = self.store.sql(
+            "select run_id from runs where probe = 'llm' and json_extract_string(settings, '$.training') = $training",
+            {"training": identity},
+        )
+        for run_id in rows.column("run_id").to_pylist():
+            return read_tensors(self.store.path, run_id)
+        return {}
+
+    def _write(self, taught: Taught, material: Material, written: _Written, seconds: float) -> None:
+        began = time.perf_counter()
+        recipe, model = self.prepared.recipe, taught.model
+        rows, room = material.fold.test, check_context(self.prepared, len(material.prompt))
+        scored_labels = "score_labels" in self.prepared.settings(material.task, self.request, self.seed)
+        passes = 2 if scored_labels else 1
+        with Meter(f"{material.task.name}: writing", total=passes * len(rows), quiet=self.quiet) as meter:
+            advance: Callable[[int], None] = meter.advance
+            answers, cut = write_about(model, material, rows, recipe, room=room, progress=advance)
+            written.hypotheses.append([answer.text for answer in answers])
+            if scored_labels:
+                labels = labels_of(material, model)
+                written.labels = labels.names
+                written.likelihoods.append(
+                    label_likelihoods(model, material, rows, labels, recipe, room=room, progress=advance)
+                )
+        fold, trained = material.fold.name, taught.trained
+        position = list(taught.course.materials).index(material)
+        written.details.append(
+            {
+                "fold": fold,
+                "steps": len(trained.losses),
+                "loss": float(np.mean(trained.losses[-50:])) if len(trained.losses) else None,
+                "epoch": trained.best_epoch,
+                "history": trained.history,
+                "tokens": int(trained.tokens.sum()),
+                "train_clips": len(material.rows),
+                "train_texts": len(material.texts),
+                "train_texts_filtered": material.filtered,
+                "crop_frames": taught.course.crop_frames[position],
+                "unfinished": sum(not answer.finished for answer in answers),
+                "cut": cut,
+                "notes": trained.notes,
+            }
+        )
+        prefix = f"fold-{fold}."
+        written.tensors |= {prefix + name: value for name, value in trained.state.items()}
+        written.tensors[prefix + "history.loss"] = trained.losses
+        written.tensors[prefix + "history.tokens"] = trained.tokens
+        written.seconds += seconds + time.perf_counter() - began
+
+    def _store(self, number: int, written: _Written, started: str, taught: Taught) -> None:
+        prepared, request = self.prepared, self.request
+        task, features = prepared.tasks[number], self.features[number]
+        scored = score_texts(
+            task,
+            features,
+            written.hypotheses,
+            protocol=request.protocol,
+            captions=prepared.captions,
+            details={
+                "folds": written.details,
+                "recipe": prepared.recipe.model_dump(mode="json", exclude_none=True, exclude={"mixtures"}),
+                "separator": taught.separator.name,
+            },
+            likelihood=Likelihood(written.labels, written.likelihoods) if written.likelihoods else None,
+            tensors=written.tensors,
+        )
+        run_id = prepared.run_id(number, request, self.seed)
+        record = run_record(
+            prepared.encoder,
+            task,
+            "llm",
+            request,
+            prepared.settings(task, request, self.seed),
+            self.seed,
+            prepared.digests[number],
+            scored,
+            n_dropped=features.dropped,
+            started=started,
+            seconds=written.seconds,
+            device=describe_device(str(taught.model.device)),
+        )
+        self.store.write_run(run_id, record, scored.predictions, scored.tensors)
+        self.report.results.append(result_of(self.store.read_run(run_id), reused=False))
+        self._notes(task, written)
+
+    def _notes(self, task: Task, written: _Written) -> None:
+        place = f"{self.prepared.encoder} {task.name} llm"
+        cut = sum(one["cut"] for one in written.details)
+        if cut:
+            self.report.notes.append(
+                f"{place}: {cut} test clips were longer than the decoder's context and cut at their end."
+            )
+        endless = sum(one["unfinished"] for one in written.details)
+        if endless:
+            self.report.notes.append(
+                f"{place}: {endless} answers reached {self.prepared.recipe.generation.max_new_tokens} tokens without an end."
+            )
+        for note in dict.fromkeys(note for one in written.details for note in one["notes"]):
+            self.report.notes.append(f"{place}: {note}")

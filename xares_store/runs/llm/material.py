@@ -1,0 +1,171 @@
+"""Training and test clips of an LLM-projector training: which texts count, their tokens, and where the frames are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xares_store.errors import LabelError, ProtocolError
+from xares_store.metrics.text import looks_corrupt
+from xares_store.probes.llm.decoder import Tokens, encode
+from xares_store.probes.llm.examples import Example
+from xares_store.probes.llm.mixture import Draw, Mixture, Source
+from xares_store.protocol import Fold
+from xares_store.recipe import Recipe
+from xares_store.runs.features import Features
+from xares_store.store.stream import FrameSource
+from xares_store.task import Task
+
+
+@dataclass(frozen=True)
+class Material:
+    """One task in one fold of a training.
+
+    Attributes:
+        task, features, fold: what it is.
+        frames: the stored frames.
+        prompt: token ids of what is asked.
+        rows: training clips that have a text, int64 ``(clips,)``.
+        first: place of each clip's first text among ``texts``, int64 ``(all clips,)``; -1 without one.
+        texts: tokens of all training texts.
+        n_texts: texts of each of ``rows``, int64.
+        filtered: training texts that were left out because they look corrupt.
+    """
+
+    task: Task
+    features: Features
+    fold: Fold
+    frames: FrameSource
+    prompt: tuple[int, ...]
+    rows: NDArray[np.int64]
+    first: NDArray[np.int64]
+    texts: Tokens
+    n_texts: NDArray[np.int64]
+    filtered: int
+
+    def name(self, row: int) -> str:
+        """Return what messages call a clip."""
+        return f"{self.features.split[row]}/{self.features.clip_id[row]}"
+
+    def example(self, row: int, text: int, frames: NDArray[Any]) -> Example:
+        """Return a clip with one of its training texts."""
+        target = self.texts[int(self.first[row]) + text]
+        return Example(np.asarray(frames, np.float32), self.prompt, target, self.name(row))
+
+    def question(self, row: int, frames: NDArray[Any]) -> Example:
+        """Return a clip that something is to be written about."""
+        return Example(np.asarray(frames, np.float32), self.prompt, (), self.name(row))
+
+
+def make_material(task: Task, features: Features, fold: Fold, recipe: Recipe, tokenizer: Any) -> Material:
+    """Choose and tokenise a task's training texts.
+
+    Without a selection on validation clips, those that were only set aside for one train too.
+
+    Raises:
+        LabelError: a training or test clip has no text.
+        ProtocolError: no training text is left.
+    """
+    train = fold.knn_train if recipe.selection is None else fold.train
+    texts: list[str] = []
+    rows: list[int] = []
+    counts: list[int] = []
+    first = np.full(len(features.clip_id), -1, np.int64)
+    filtered = 0
+    for row in train.tolist():
+        own = features.target[row].train
+        _some_text(task, features, row, own)
+        kept = [text for text in own if not (recipe.training.text_filter and looks_corrupt(text))]
+        filtered += len(own) - len(kept)
+        if kept:
+            first[row] = len(texts)
+            rows.append(row)
+            counts.append(len(kept))
+            texts += kept
+    for row in np.concatenate([fold.test, fold.valid if recipe.selection else fold.test[:0]]).tolist():
+        _some_text(task, features, row, features.target[row].test)
+    if not rows:
+        raise ProtocolError(f'No training text of task "{task.name}" is left.', where=f"fold {fold.name}")
+    asked = getattr(task.target, "prompt", None) if recipe.prompt else None
+    return Material(
+        task=task,
+        features=features,
+        fold=fold,
+        frames=FrameSource(features.parts, features.part_of, features.offset, features.n_frames),
+        prompt=encode(tokenizer, [asked])[0] if asked else (),
+        rows=np.asarray(rows, np.int64),
+        first=first,
+        texts=encode(tokenizer, texts),
+        n_texts=np.asarray(counts, np.int64),
+        filtered=filtered,
+    )
+
+
+def _some_text(task: Task, features: Features, row: int, texts: Sequence[str]) -> None:
+    if not texts and task.target.kind == "text":
+        keys = getattr(task.target, "test_keys", None) or task.target.keys  # type: ignore[union-attr]
+        raise LabelError(
+            f"Wanted a text under one of the keys {', '.join(keys)}, found none.",
+            where=f"clip {features.split[row]}/{features.clip_id[row]}, task {task.name}",
+            hint="Correct target.keys in the task file, or leave the clip out with --where.",
+        )
+
+
+@dataclass(frozen=True)
+class Course:
+    """The training clips of all tasks in the order in which they are learnt.
+
+    Attributes:
+        materials: a task each.
+        mixture: who is drawn when.
+        crop_frames: longest stretch of each task's clips that is learnt at once; None for whole clips.
+    """
+
+    materials: Sequence[Material]
+    mixture: Mixture
+    crop_frames: Sequence[int | None] = field(default_factory=list)
+
+    def example(self, draw: Draw, frames: NDArray[Any]) -> Example:
+        """Return what a draw stands for."""
+        return self.materials[draw.task].example(draw.row, draw.text, frames)
+
+
+def make_course(
+    materials: Sequence[Material],
+    shares: Sequence[float],
+    recipe: Recipe,
+    seed: int,
+    room: Callable[[int], int | None],
+) -> Course:
+    """Mix the training clips of several tasks.
+
+    Args:
+        materials: a task each.
+        shares: of each task.
+        recipe: batch size, bucket and crop.
+        seed: of the order.
+        room: most audio positions beside a prompt of so many tokens; None without a limit.
+    """
+    longer = [max(0, one.texts.longest - recipe.generation.max_new_tokens) for one in materials]
+    crops = [
+        crop_frames(one, recipe, room(len(one.prompt) + more)) for one, more in zip(materials, longer, strict=True)
+    ]
+    sources = [
+        Source(frames=one.frames, rows=one.rows, n_texts=one.n_texts, crop_frames=crop)
+        for one, crop in zip(materials, crops, strict=True)
+    ]
+    training = recipe.training
+    mixture = Mixture(sources, shares, batch_size=training.batch_size, bucket=training.bucket, seed=seed)
+    return Course(materials, mixture, crops)
+
+
+def crop_frames(material: Material, recipe: Recipe, room: int | None) -> int | None:
+    """Return the longest stretch of frames that is learnt at once; None for any length."""
+    limits = [] if room is None else [room * recipe.projector.stride]
+    if recipe.training.crop_s is not None:
+        limits.append(max(1, round(recipe.training.crop_s * 1000 / material.frames.hop_ms)))
+    return min(limits) if limits else None

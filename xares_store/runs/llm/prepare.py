@@ -1,0 +1,209 @@
+"""What one LLM-projector training is made of, before anything is loaded: tasks, recipe, decoder, shares and identity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from xares_store.errors import ConfigError, ProbeError
+from xares_store.fingerprint import fingerprint
+from xares_store.probes.hub import TextFiles
+from xares_store.probes.llm.decoder import DecoderShape, decoder_shape, find_decoder
+from xares_store.probes.probe import PROBES
+from xares_store.recipe import Recipe
+from xares_store.runs.features import parts_digest
+from xares_store.runs.llm.options import RECIPE_OF_KIND, Wanted, wanted_recipe
+from xares_store.runs.request import Request, run_name
+from xares_store.store.store import Store
+from xares_store.task import Task
+
+if TYPE_CHECKING:
+    from xares_store.probes.captions import CaptionModels
+
+CAPTION_METRICS = frozenset(("fense", "date"))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One model to train, or several alike of other folds and seeds.
+
+    Attributes:
+        encoder: address of the encoder.
+        tasks: that the model learns together.
+        wanted: the recipe with the command's changes.
+        decoder: its files.
+        shape: its sizes.
+        captions: sentence encoder and error checker, where a task's metric needs them.
+        shares: of each task in the mixture, adding up to 1.
+        mixture: name of the mixture: of a suite whose tasks these are, the only task's, or a count with a hash.
+        digests: of each task's embeddings.
+    """
+
+    encoder: str
+    tasks: tuple[Task, ...]
+    wanted: Wanted
+    decoder: TextFiles
+    shape: DecoderShape
+    captions: CaptionModels | None
+    shares: tuple[float, ...]
+    mixture: str
+    digests: tuple[str, ...]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe as it is trained."""
+        return self.wanted.recipe
+
+    def training(self, request: Request) -> dict[str, Any]:
+        """Return everything that decides the trained weights but fold and seed."""
+        return {
+            "recipe": self.recipe.name,
+            "definition": self.wanted.definition,
+            **self.wanted.changes,
+            "decoder": self.decoder.spec,
+            "decoder_identity": self.decoder.identity(),
+            "mixture": self.mixture,
+            "shares": {task.name: round(share, 9) for task, share in zip(self.tasks, self.shares, strict=True)},
+            "embeddings": {task.name: digest for task, digest in zip(self.tasks, self.digests, strict=True)},
+            "tasks": {task.name: task.fingerprint[:16] for task in self.tasks},
+        }
+
+    def training_id(self, request: Request, seed: int) -> str:
+        """Return the name of a training: equal weights, equal names."""
+        identity = {
+            **self.training(request),
+            "encoder": self.encoder,
+            "protocol": request.protocol,
+            "where": request.where,
+            "probe_version": PROBES["llm"].version,
+            "seed": seed,
+        }
+        del identity["decoder"]  # a folder's name decides nothing
+        return f"{self.recipe.name}-s{seed}-{fingerprint(identity)[:16]}"
+
+    def settings(self, task: Task, request: Request, seed: int) -> dict[str, Any]:
+        """Return the complete settings of a task's run."""
+        found = {**self.training(request), "training": self.training_id(request, seed)}
+        for name in (
+            "embeddings",
+            "tasks",
+        ):  # said by the training's name; a joint training would repeat them in every run
+            del found[name]
+        if len(self.tasks) == 1:
+            del found["shares"]
+        if self.captions is not None and CAPTION_METRICS & set(task.metric.names):
+            found["captions"] = self.captions.identity()
+        if request.llm.score_labels and getattr(task.target, "closed", False):
+            found["score_labels"] = True
+        return found
+
+    def run_id(self, number: int, request: Request, seed: int) -> str:
+        """Return the name of the run of the ``number``-th task."""
+        task = self.tasks[number]
+        settings = self.settings(task, request, seed)
+        return run_name(self.encoder, task, "llm", request, settings, seed, self.digests[number])
+
+
+def prepare(store: Store, encoder: str, tasks: Sequence[Task], request: Request) -> list[Prepared]:
+    """Sort tasks into trainings and find what those need; nothing is loaded.
+
+    Raises:
+        StoreError: a task is not embedded, or not completely.
+        ProbeError: the decoder or a model of the metrics is not to be had.
+        ConfigError: an option does not fit.
+    """
+    by_recipe: dict[str, list[Task]] = {}
+    for task in tasks:
+        by_recipe.setdefault(request.llm.recipe or RECIPE_OF_KIND[task.target.kind], []).append(task)
+    found: list[Prepared] = []
+    for members in by_recipe.values():
+        wanted = wanted_recipe(members, request)
+        for group in [members] if wanted.recipe.joint else [[task] for task in members]:
+            found.append(_prepare(store, encoder, tuple(group), wanted, request))
+    return found
+
+
+def _prepare(store: Store, encoder: str, tasks: tuple[Task, ...], wanted: Wanted, request: Request) -> Prepared:
+    recipe = wanted.recipe
+    digests = tuple(parts_digest(store, encoder, task) for task in tasks)
+    if recipe.prompt:
+        for task in tasks:
+            if getattr(task.target, "prompt", None) is None:
+                raise ConfigError(
+                    f'Recipe "{recipe.name}" asks a question, and task "{task.name}" has none.',
+                    where=f"target.prompt of {task.name}",
+                    hint='Write one into the task file: prompt = "Transcribe the speech.", or use --recipe xares-asr.',
+                )
+    files = find_decoder(request.llm.decoder or recipe.decoder)
+    shape = decoder_shape(files)
+    captions: CaptionModels | None = None
+    if any(CAPTION_METRICS & set(task.metric.names) for task in tasks):
+        from xares_store.probes.captions import CaptionModels
+
+        captions = CaptionModels.find(request.llm.sentence_encoder, request.llm.fluency_model)
+    name, shares = mixture_of(recipe, tasks)
+    return Prepared(encoder, tasks, wanted, files, shape, captions, shares, name, digests)
+
+
+def mixture_of(recipe: Recipe, tasks: Sequence[Task]) -> tuple[str, tuple[float, ...]]:
+    """Return the name of a mixture and the share of each task.
+
+    Where the recipe has a mixture of just these tasks, its shares; of some of them, its shares in proportion; otherwise
+    all tasks weigh the same.
+
+    Example:
+        >>> from xares_store.catalog import load_recipe, load_task
+        >>> mixture_of(load_recipe("xares-llm"), [load_task("llm-clotho"), load_task("llm-mecat")])
+        ('2 of task2', (0.25, 0.75))
+    """
+    names = [task.name for task in tasks]
+    if len(names) == 1:
+        return names[0], (1.0,)
+    for title, mixture in recipe.mixtures.items():
+        shares = mixture.shares()
+        if set(names) <= set(shares):
+            total = sum(shares[name] for name in names)
+            title = title if len(names) == len(shares) else f"{len(names)} of {title}"
+            return title, tuple(shares[name] / total for name in names)
+    return f"{len(names)} tasks", (1.0 / len(names),) * len(names)
+
+
+def steps_of(prepared: Prepared, steps_per_epoch: int, max_steps: int | None) -> int:
+    """Return how many optimiser steps a training takes.
+
+    Args:
+        prepared: its recipe says epochs, or steps, which a mixture or a single task may have of its own.
+        steps_per_epoch: batches in which every training text comes once.
+        max_steps: what the command asks for.
+    """
+    training = prepared.recipe.training
+    if training.epochs is not None:
+        whole = training.epochs * steps_per_epoch
+        return min(whole, max_steps) if max_steps is not None else whole
+    if max_steps is not None:
+        return max_steps
+    assert training.steps is not None
+    if len(prepared.tasks) == 1:
+        return training.steps_of.get(prepared.tasks[0].name, training.steps)
+    mixture = prepared.recipe.mixtures.get(prepared.mixture)
+    return (mixture.steps if mixture is not None else None) or training.steps
+
+
+def check_context(prepared: Prepared, prompt: int) -> int | None:
+    """Return the most audio positions that leave room for prompt and answer; None for a decoder without a limit.
+
+    Raises:
+        ProbeError: there is no room for any audio.
+    """
+    context = prepared.shape.context
+    if context is None:
+        return None
+    room = context - prompt - prepared.recipe.generation.max_new_tokens - 2
+    if room < 1:
+        raise ProbeError(
+            f"The decoder sees {context} positions, and prompt and answer may take {context - room}.",
+            where=f"--decoder {prepared.decoder.spec}",
+            hint="Use a decoder with a longer context, or a recipe with fewer max_new_tokens.",
+        )
+    return room

@@ -1,0 +1,131 @@
+"""Let a trained model write about many clips: frames are streamed, clips of like length share a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xares_store.metrics.text import normalise
+from xares_store.probes.llm.batches import micro_batches
+from xares_store.probes.llm.examples import Example
+from xares_store.probes.llm.model import AudioLm, Written
+from xares_store.recipe import Recipe
+from xares_store.runs.llm.material import Material
+
+_HELD_BYTES = 64 << 20  # of frames as float32, sorted by length together
+_HELD_CLIPS = 512
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The answers of a closed task.
+
+    Attributes:
+        names: as training texts write them, sorted.
+        tokens: token ids of each.
+    """
+
+    names: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+
+
+def labels_of(material: Material, model: AudioLm) -> Labels:
+    """Return the labels that a closed task's training clips have; spellings that are normalised alike are one."""
+    separator = getattr(material.task.target, "separator", None)
+    found: dict[str, str] = {}
+    for row in material.rows.tolist():
+        for text in material.features.target[row].train:
+            for label in text.split(separator) if separator else (text,):
+                if label.strip():
+                    found.setdefault(normalise(label), label.strip())
+    names = tuple(sorted(found.values()))
+    tokens = model.text.encode(names)
+    return Labels(names, tuple(tokens[index] for index in range(len(names))))
+
+
+def write_about(
+    model: AudioLm,
+    material: Material,
+    rows: NDArray[np.int64],
+    recipe: Recipe,
+    *,
+    room: int | None,
+    progress: Callable[[int], None],
+) -> tuple[list[Written], int]:
+    """Write about clips.
+
+    Args:
+        model: trained.
+        material: where their frames are.
+        rows: which clips.
+        recipe: how text is generated, and positions at once.
+        room: most audio positions; what is longer is cut at its end.
+        progress: called with the number of clips just done.
+
+    Returns:
+        What was written about each, in the order of ``rows``, and how many clips were cut.
+    """
+    generation = recipe.generation
+    found: dict[int, Written] = {}
+    cut = 0
+    for held in _held(material, rows, recipe, room):
+        cut += sum(one.cut for one in held)
+        by_name = {id(one.example): one.row for one in held}
+        batches = micro_batches(
+            [one.example for one in held],
+            lambda example: model.positions(example) + generation.max_new_tokens,
+            recipe.training.frame_budget,
+        )
+        for batch in batches:
+            written = model.write(
+                batch, max_new_tokens=generation.max_new_tokens, repetition_penalty=generation.repetition_penalty
+            )
+            for example, one in zip(batch, written, strict=True):
+                found[by_name[id(example)]] = one
+            progress(len(batch))
+    return [found[row] for row in rows.tolist()], cut
+
+
+def label_likelihoods(
+    model: AudioLm,
+    material: Material,
+    rows: NDArray[np.int64],
+    labels: Labels,
+    recipe: Recipe,
+    *,
+    room: int | None,
+    progress: Callable[[int], None],
+) -> NDArray[np.float64]:
+    """Return the log-likelihood of each label as the answer about each clip, ``(clips, labels)``."""
+    found: dict[int, NDArray[np.float64]] = {}
+    for held in _held(material, rows, recipe, room):
+        for one in held:
+            found[one.row] = model.label_scores(one.example, labels.tokens, budget=recipe.training.frame_budget)
+            progress(1)
+    return np.stack([found[row] for row in rows.tolist()])
+
+
+@dataclass(frozen=True)
+class _Clip:
+    row: int
+    example: Example
+    cut: bool
+
+
+def _held(material: Material, rows: NDArray[np.int64], recipe: Recipe, room: int | None) -> Iterator[Sequence[_Clip]]:
+    """Read clips in storage order, as many at a time as are sorted together."""
+    limit = None if room is None else room * recipe.projector.stride
+    held: list[_Clip] = []
+    size = 0
+    for row, frames in material.frames.read(rows):
+        used = frames if limit is None else frames[:limit]
+        held.append(_Clip(row, material.question(row, used), len(used) < len(frames)))
+        size += held[-1].example.frames.nbytes
+        if size >= _HELD_BYTES or len(held) >= _HELD_CLIPS:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
