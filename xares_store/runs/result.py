@@ -105,7 +105,7 @@ def run_record(
         "n_test": scored.n_test,
         "n_dropped": n_dropped,
         "weight": weight_of(task, request.protocol, scored.n_test),
-        "main_metric": task.metric.name,
+        "main_metric": scored.main_metric or task.metric.name,
         "scores": scored.scores,
         "details": {"metric_version": metric_versions(task), **scored.details},
     }

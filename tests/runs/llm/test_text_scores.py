@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass, field, replace
-from types import ModuleType
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.text_models import save_text_model
 from xares_store.errors import MetricError
+from xares_store.metrics.cider import cider_d
 from xares_store.metrics.classification import mean_average_precision
 from xares_store.metrics.resampling import bootstrap_counts, bootstrap_inverse_rate, bootstrap_map, bootstrap_ratio
 from xares_store.metrics.statistics import bootstrap_interval
 from xares_store.metrics.strings import confusion, label_matrices, string_macro_f1, string_map
 from xares_store.metrics.text import icer, iwer
+from xares_store.probes.captions import CaptionModels, caption_scores, metric_label
 from xares_store.protocol import Fold
 from xares_store.runs.features import Features
 from xares_store.runs.llm.text_scores import Likelihood, score_texts
@@ -325,60 +326,65 @@ def test_published_transcripts_are_only_made_lower_case() -> None:
     assert overall(other)["iwer"]["value"] == 1.0  # XARES-LLM normalised
 
 
-@dataclass
-class Found:
-    per_clip: np.ndarray
-    value: float
-    metric_label: str
-    details: dict[str, Any] = field(default_factory=dict)
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> CaptionModels:
+    """A small sentence encoder with random weights, and no error checker."""
+    return CaptionModels.find(str(save_text_model(tmp_path_factory.mktemp("models") / "small")), "none")
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str], list[tuple[str, ...]], str]]:
-    """Stand in for the scores of captions: the share of references that say the same; keeps what was asked."""
-    calls: list[Any] = []
-
-    def caption_scores(candidates: Any, references: Any, *, metric: str, models: Any, protocol: str) -> Found:
-        calls.append((metric, list(candidates), [tuple(own) for own in references], protocol))
-        values = [np.mean([text == one for one in own]) for text, own in zip(candidates, references, strict=True)]
-        label = metric if metric == "cider" else f"{metric}[small,no-checker]"
-        return Found(np.asarray(values), float(np.mean(values)), label, {"sentence_encoder": "small"})
-
-    module = ModuleType("captions")
-    module.caption_scores = caption_scores  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "xares_store.probes.captions", module)
-    return calls
+REFERENCES = [("a dog barks", "dogs bark"), ("rain falls", "the rain"), ("wind", "a storm")]
+WRITTEN = ["a dog barks", "rain rain", ""]
 
 
-def test_captions_are_scored_with_all_references(asked: list[Any]) -> None:
-    references = [("a dog", "dogs", "a dog"), ("rain",), ("wind", "storm")]
-    written = ["a dog", "rain", "storm"]
-    task = make_task("fense", ("date", "cider"))
-    found = score(task, make_features(references), written)
-    assert asked == [(name, written, references, "strict") for name in ("fense", "date", "cider")]
-    assert found.main_metric == "fense[small,no-checker]"
-    assert set(overall(found)) == {"fense[small,no-checker]", "date[small,no-checker]", "cider"}
-    assert column(found, "value") == pytest.approx([2 / 3, 1.0, 1 / 2])
-    mean = overall(found)["fense[small,no-checker]"]
-    expected = bootstrap_interval([2 / 3, 1.0, 1 / 2])
-    assert (mean["value"], mean["low"], mean["high"]) == pytest.approx((expected.point, expected.low, expected.high))
-    assert found.details["text"]["captions"]["cider"] == [{"sentence_encoder": "small"}]
-    assert column(found, "correct") == [True, True, True]
+@pytest.mark.parametrize("protocol", ["strict", "published"])
+def test_captions_are_scored_with_all_references(models: CaptionModels, protocol: str) -> None:
+    task, features = make_task("fense", ("date", "cider")), make_features(REFERENCES)
+    found = score_texts(task, features, [WRITTEN], protocol=protocol, captions=models)
+    labels = [metric_label("fense", models), metric_label("date", models)]
+    assert found.main_metric == labels[0] != "fense"
+    assert list(overall(found)) == [*labels, "cider"]
+    for name, label in zip(("fense", "date"), labels, strict=True):
+        expected = caption_scores(WRITTEN, REFERENCES, metric=name, models=models, protocol=protocol)  # type: ignore[arg-type]
+        mean = overall(found)[label]
+        assert mean["value"] == expected.value
+        assert mean["low"] < mean["value"] < mean["high"]
+        assert found.details["text"]["captions"]["folds"][label] == [expected.details]
+        if name == "fense":
+            assert column(found, "value") == pytest.approx(expected.per_clip.tolist())
+            interval = bootstrap_interval(expected.per_clip)
+            assert (mean["low"], mean["high"]) == pytest.approx((interval.low, interval.high))
+    assert overall(found)["cider"]["value"] == pytest.approx(cider_d(REFERENCES, WRITTEN).mean())
+    assert found.details["text"]["captions"]["models"] == models.identity()
+    assert found.details["text"]["empty_hypotheses"] == 1
+    assert column(found, "correct") == [True, False, False]
+    assert column(found, "target")[0] == "a dog barks | dogs bark"
 
 
-def test_references_of_captions_are_clips_of_their_own_when_published(asked: list[Any]) -> None:
-    references = [("a dog", "dogs", "a dog"), ("rain",), ("wind", "storm")]
-    written = ["a dog", "rain", "storm"]
-    found = score(make_task("date", ("cider",)), make_features(references), written, protocol="published")
-    (name, candidates, alone, protocol), (other, *grouped, _) = asked
-    assert (name, other, protocol) == ("date", "cider", "published")
-    assert list(zip(candidates, alone, strict=True)) == [
-        (text, (reference,)) for text, own in zip(written, references, strict=True) for reference in own
-    ]
-    assert grouped == [written, references]
-    assert column(found, "value") == pytest.approx([2 / 3, 1.0, 1 / 2])
-    assert overall(found)["date[small,no-checker]"]["value"] == pytest.approx(4 / 6)  # a mean over six rows
-    assert overall(found)["cider"]["value"] == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
+def test_a_clip_with_more_references_weighs_more_when_published(models: CaptionModels) -> None:
+    references = [("a dog barks", "dogs bark", "a dog"), ("rain falls",)]
+    written = ["a dog barks", "wind"]
+    task, features = make_task("fense", ("cider",)), make_features(references)
+    strict = score_texts(task, features, [written], protocol="strict", captions=models)
+    published = score_texts(task, features, [written], protocol="published", captions=models)
+    first, second = column(strict, "value")
+    label = metric_label("fense", models)
+    assert column(published, "value") == pytest.approx([first, second])
+    assert overall(strict)[label]["value"] == pytest.approx((first + second) / 2)
+    mean = overall(published)[label]
+    assert mean["value"] == pytest.approx((3 * first + second) / 4, abs=1e-4)
+    interval = bootstrap_ratio([3 * first, second], [3, 1])
+    assert (mean["low"], mean["high"]) == pytest.approx((interval.low, interval.high))
+    assert overall(published)["cider"]["value"] == overall(strict)["cider"]["value"]
+
+
+def test_captions_need_models_and_cider_needs_none() -> None:
+    features = make_features(REFERENCES)
+    with pytest.raises(MetricError, match="sentence encoder"):
+        score(make_task("cider", ("date",)), features, WRITTEN)
+    found = score(make_task("cider"), features, WRITTEN)
+    assert column(found, "value") == pytest.approx(cider_d(REFERENCES, WRITTEN).tolist())
+    assert found.main_metric is None
+    assert "captions" not in found.details["text"]
 
 
 def test_the_likeliest_label_is_an_answer() -> None:

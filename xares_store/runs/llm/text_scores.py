@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from xares_store.errors import MetricError
+from xares_store.metrics.cider import cider_d
 from xares_store.metrics.classification import mean_average_precision
 from xares_store.metrics.resampling import (
     bootstrap_counts,
@@ -114,7 +115,7 @@ def score_texts(
     ]
     # Crops of one recording are drawn together.
     groups = [features.recording[one.rows] for one in folds] if protocol == "published" and features.cropped else None
-    found = [_outcome(name, task, folds, captions, protocol, groups) for name in task.metric.names]
+    found = [_outcome(name, task, folds, captions, groups) for name in task.metric.names]
     main = found[0]
     columns: list[dict[str, Any]] = [{} for _ in folds]
     text: dict[str, Any] = {
@@ -124,8 +125,9 @@ def score_texts(
         "corrupt_references_dropped": sum(one.n_corrupt for one in folds),
         "clips_dropped": sum(one.n_dropped for one in folds),
     }
-    if said := {one.name: one.details for one in found if one.details is not None}:
-        text["captions"] = said
+    said = {one.name: one.details for one in found if one.details is not None}
+    if captions is not None and said:
+        text["captions"] = {"models": captions.identity(), "folds": said}
     if likelihood is not None:
         both = zip(features.folds, folds, likelihood.folds, strict=True)
         rows = [_by_item(one, raw, likelihood.labels, len(fold.test)) for fold, one, raw in both]
@@ -165,7 +167,6 @@ def _outcome(
     task: Task,
     folds: Sequence[Answers],
     captions: CaptionModels | None,
-    protocol: str,
     groups: Sequence[npt.NDArray[Any]] | None,
 ) -> _Outcome:
     if name in UNITS:
@@ -174,7 +175,10 @@ def _outcome(
         return _of_labels(name, task, folds, groups)
     if name == "string_accuracy":
         return _mean(name, [one.of_items(one.hits()) for one in folds], [one.weight for one in folds], groups)
-    return _of_captions(name, folds, captions, protocol, groups)
+    if name == "cider":  # of all references of a clip under either protocol: no published table has it
+        items = [cider_d(one.references, one.hypotheses) for one in folds]
+        return _mean(name, items, [np.ones(len(one)) for one in items], groups)
+    return _of_captions(name, folds, captions, groups)
 
 
 def _edit_counts(one: Answers, unit: Unit) -> npt.NDArray[np.int64]:
@@ -239,26 +243,24 @@ def _of_labels(name: str, task: Task, folds: Sequence[Answers], groups: Sequence
 
 
 def _of_captions(
-    name: str,
-    folds: Sequence[Answers],
-    captions: CaptionModels | None,
-    protocol: str,
-    groups: Sequence[npt.NDArray[Any]] | None,
+    name: str, folds: Sequence[Answers], captions: CaptionModels | None, groups: Sequence[npt.NDArray[Any]] | None
 ) -> _Outcome:
-    from xares_store.probes.captions import caption_scores
+    if captions is None:
+        raise MetricError(
+            f"Wanted a sentence encoder for {name}, found none.", hint="Name one: --sentence-encoder FOLDER."
+        )
+    from xares_store.probes.captions import caption_scores, metric_label
 
-    items, weights, said, label = [], [], [], name
-    for one in folds:
-        # XARES-LLM hands every reference over as a clip of its own; CIDEr is none of its metrics.
-        apart = one.form.every_pair and name != "cider"
-        candidates = one.pair_prediction if apart else one.hypotheses
-        references = [(text,) for text in one.pair_target] if apart else one.references
-        found = caption_scores(candidates, references, metric=name, models=captions, protocol=protocol)
-        items.append(one.of_items(found.per_clip) if apart else found.per_clip)
-        weights.append(one.weight if apart else np.ones(len(one.rows)))
-        said.append(found.details)
-        label = found.metric_label
-    return replace(_mean(label, items, weights, groups), details=said)
+    metric: Literal["fense", "date"] = "date" if name == "date" else "fense"
+    rule: Literal["strict", "published"] = "published" if folds[0].form.every_pair else "strict"
+    found = [
+        caption_scores(one.hypotheses, one.references, metric=metric, models=captions, protocol=rule) for one in folds
+    ]
+    outcome = _mean(
+        metric_label(metric, captions), [one.per_clip for one in found], [one.weight for one in folds], groups
+    )
+    # As published, the score of a fold is rounded.
+    return replace(outcome, values=[one.value for one in found], details=[one.details for one in found])
 
 
 def _by_item(one: Answers, likelihood: npt.NDArray[Any], labels: Sequence[str], n_clips: int) -> Values:
