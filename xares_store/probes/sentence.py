@@ -57,22 +57,12 @@ class SentenceFiles:
     @property
     def name(self) -> str:
         """Its name in the label of a score: that of known weights or on the hub, else the folder's with a digest."""
-        return self._full_name.rpartition("/")[2]
+        return _full_name(self.files).rpartition("/")[2]
 
     @property
     def published(self) -> bool:
         """Whether it is the encoder that the published scores were made with."""
-        return self._full_name == SENTENCE_ENCODER
-
-    @property
-    def _full_name(self) -> str:
-        digests = [content_digest(self.files.folder / name) for name in self.files.weights]
-        known = _KNOWN.get(digests[0]) if len(digests) == 1 else None
-        if known is not None:
-            return known
-        if not Path(self.files.spec).expanduser().is_dir():
-            return self.files.spec.partition("@")[0]
-        return f"{self.files.folder.name}@{short(self.files.identity()['sha256'])}"
+        return _full_name(self.files) == SENTENCE_ENCODER
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the vectors: name, content and how text is cut."""
@@ -97,7 +87,8 @@ def find_sentence_encoder(spec: str = SENTENCE_ENCODER) -> SentenceFiles:
         raise _unusual(files, f"{_MODULES} lists {', '.join(further)}")
     settings = _optional(files.folder / _SETTINGS)
     limits = [
-        settings.get("max_seq_length") or (_PUBLISHED_LONGEST if spec.partition("@")[0] == SENTENCE_ENCODER else None),
+        settings.get("max_seq_length")
+        or (_PUBLISHED_LONGEST if _full_name(files).partition("@")[0] == SENTENCE_ENCODER else None),
         _optional(files.folder / "tokenizer_config.json").get("model_max_length"),
         _optional(files.folder / CONFIG).get("max_position_embeddings"),
     ]
@@ -167,12 +158,12 @@ class SentenceEncoder:
         return self._vectors(ids, [of[sentence] for sentence in distinct])[places]
 
     def _ids(self, sentences: Sequence[str]) -> list[list[int]]:
+        if not sentences:
+            raise ProbeError("Wanted captions to embed, found none.", where=f"{OPTION} {self._found.files.spec}")
         texts = [text.lower() for text in sentences] if self._found.lower else sentences
         return token_ids(self._tokenizer, texts, self._found.longest)
 
     def _vectors(self, ids: Sequence[Sequence[int]], weights: Sequence[Vectors] | None) -> Vectors:
-        if not ids:
-            raise ProbeError("Wanted captions to embed, found none.", where=f"{OPTION} {self._found.files.spec}")
         order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         found: list[Vectors] = []
         with torch.inference_mode(), quiet_transformers():
@@ -212,6 +203,16 @@ class SentenceEncoder:
                 hint="Choose a model of text alone, with its own tokenizer.",
             ) from error
         return hidden
+
+
+def _full_name(files: TextFiles) -> str:
+    digests = [content_digest(files.folder / name) for name in files.weights]
+    known = _KNOWN.get(digests[0]) if len(digests) == 1 else None
+    if known is not None:
+        return known
+    if not Path(files.spec).expanduser().is_dir():
+        return files.spec
+    return f"{files.folder.name}@{short(files.identity()['sha256'])}"
 
 
 def _places(distinct: Sequence[str], sentences: Sequence[str]) -> list[int]:
