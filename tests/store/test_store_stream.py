@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,67 @@ def test_epochs_draw_blocks_from_other_places_of_the_store() -> None:
         assert (np.diff(part) == 1).mean() > 0.8  # each of many neighbours
     flat = np.concatenate(source.plan(rows, block_bytes=32_000))
     assert flat.tolist() == rows.tolist()
+
+
+@pytest.mark.usefixtures("codec")
+@pytest.mark.parametrize("read_bytes", [1, 100, 1 << 20])
+def test_stretches_of_clips_are_what_was_stored(store: Store, monkeypatch: pytest.MonkeyPatch, read_bytes: int) -> None:
+    monkeypatch.setattr(stream, "_READ_BYTES", read_bytes)
+    source, frames = build(store, LENGTHS, "mixed")
+    rng = np.random.default_rng(3)
+    rows = rng.integers(0, len(frames), 60)  # clips more than once, their stretches overlap
+    start = rng.integers(0, source.n_frames[rows])
+    length = rng.integers(1, source.n_frames[rows] - start + 1)
+    found = dict(source.windows(rows, start, length))
+    assert sorted(found) == list(range(60))
+    for place, values in found.items():
+        expected = frames[rows[place]][start[place] : start[place] + length[place]]
+        assert values.dtype == expected.dtype
+        np.testing.assert_array_equal(values, expected)
+        assert values.base is None  # a view would hold on to its neighbours
+    assert source.stored_bytes(rows) == (source.frame_bytes(rows) * source.n_frames[rows]).sum()
+    none = np.array([], np.int64)
+    assert list(source.windows(none, none, none)) == []
+
+
+def test_stretches_outside_their_clip_are_refused(store: Store) -> None:
+    source, _ = build(store, LENGTHS)
+    whole = int(source.n_frames[1])
+    for start, length in [(-1, 1), (0, 0), (0, whole + 1), (whole, 1), (1, (1 << 63) - 1)]:
+        with pytest.raises(IndexError, match="clip 1"):
+            list(source.windows(np.array([0, 1]), np.array([0, start]), np.array([1, length])))
+
+
+def test_a_read_spans_little_even_when_few_clips_are_wanted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = build(store, [[5] * 200])
+    rows = np.flatnonzero(source._offset % 20 == 0)  # every fourth clip
+    reads: list[slice] = []
+    original = Part.frames
+
+    def counted(part: Part, which: slice) -> np.ndarray:
+        reads.append(which)
+        return original(part, which)
+
+    monkeypatch.setattr(Part, "frames", counted)
+    monkeypatch.setattr(stream, "_READ_BYTES", 100 * DIM * 2)
+    source.load(rows)
+    assert len(reads) == 10
+    assert max(which.stop - which.start for which in reads) <= 105
+
+
+def test_several_numbers_name_an_epoch() -> None:
+    source = FrameSource.__new__(FrameSource)
+    source.dim, source.n_frames, source._rank = 4, np.full(3000, 10), np.arange(3000)
+    rows = np.arange(3000)
+    plans = [source.drawn(rows, epoch=epoch, block_bytes=32_000) for epoch in (5, (5, 1), (5, 2), (5, 1))]
+    assert plans[1][0].tolist() == plans[3][0].tolist()
+    assert len({tuple(drawn.tolist()) for drawn, _ in plans}) == 3
+    drawn, bound = plans[1]
+    blocks = source.plan(rows, epoch=(5, 1), block_bytes=32_000)
+    assert [len(block) for block in blocks] == np.diff(bound).tolist()
+    assert [block.tolist() for block in blocks] == [
+        sorted(drawn[first:last].tolist()) for first, last in pairwise(bound)
+    ]
 
 
 @pytest.mark.usefixtures("codec")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -96,9 +97,13 @@ class FrameSource:
         self._keep = np.zeros(len(self._part), bool)
         self._kept: dict[int, Array] = {}
 
+    def frame_bytes(self, rows: Indices) -> Indices:
+        """Bytes of one frame of each clip in the stored dtype, ``(clips,)``."""
+        return self._itemsize[rows] * self.dim
+
     def stored_bytes(self, rows: Indices) -> int:
         """Bytes of the clips' frames in the stored dtype."""
-        return int((self.n_frames[rows] * self._itemsize[rows]).sum()) * self.dim
+        return int((self.n_frames[rows] * self.frame_bytes(rows)).sum())
 
     def float_bytes(self, rows: Indices) -> int:
         """Bytes of the clips' frames as float32."""
@@ -148,11 +153,8 @@ class FrameSource:
         """
         found = {row: self._kept[row] for row in rows.tolist() if row in self._kept}
         missing = self._stored_order(np.array([row for row in rows.tolist() if row not in found], np.int64))
-        for group in self._reads(missing):
-            start = int(self._offset[group[0]])
-            stop = int((self._offset[group] + self.n_frames[group]).max())
-            data = self._parts[int(self._part[group[0]])].frames(slice(start, stop))
-            for row in group.tolist():
+        for places, start, data in self._reads(missing, self._offset[missing], self.n_frames[missing]):
+            for row in missing[places].tolist():
                 first = int(self._offset[row]) - start
                 clip = data[first : first + int(self.n_frames[row])]
                 if self._keep[row]:
@@ -160,6 +162,34 @@ class FrameSource:
                 else:
                     found[row] = clip
         return [found[row] for row in rows.tolist()]
+
+    def windows(self, rows: Indices, start: Indices, length: Indices) -> Iterator[tuple[int, Array]]:
+        """Read stretches of many clips, neighbours together.
+
+        Args:
+            rows: ``(stretches,)`` which clips, in any order; a clip may stand there more than once.
+            start: ``(stretches,)`` first frame of each, counted from the start of its clip.
+            length: ``(stretches,)`` how many frames of each, 1 or more.
+
+        Yields:
+            Place among ``rows`` and frames ``(length, dim)`` in the stored dtype, in storage order. Every stretch has
+            its own memory, so that dropping it frees it.
+
+        Raises:
+            CorruptError: a checksum fails.
+            IndexError: frames outside a clip.
+        """
+        wrong = (start < 0) | (length < 1) | (start > self.n_frames[rows] - length)
+        if wrong.any():
+            row, first, count = (int(values[np.flatnonzero(wrong)[0]]) for values in (rows, start, length))
+            raise IndexError(f"Frames {first}:{first + count} are outside 0:{self.n_frames[row]} of clip {row}.")
+        begin = self._offset[rows] + start
+        order = np.lexsort((begin, self._part[rows]))
+        begin, length = begin[order], length[order]
+        for places, first, data in self._reads(rows[order], begin, length):
+            for place in places.tolist():
+                at = int(begin[place]) - first
+                yield int(order[place]), data if len(places) == 1 else data[at : at + int(length[place])].copy()
 
     def read(self, rows: Indices, *, block_bytes: int = RUN_BYTES) -> Iterator[tuple[int, Array]]:
         """Read clips one after another, ahead of use.
@@ -175,37 +205,57 @@ class FrameSource:
             yield from zip(block.rows.tolist(), block.frames or [], strict=True)
 
     def plan(
-        self, rows: Indices, *, epoch: int | None = None, batch: int = 1, block_bytes: int = BLOCK_BYTES
+        self,
+        rows: Indices,
+        *,
+        epoch: int | Sequence[int] | None = None,
+        batch: int = 1,
+        block_bytes: int = BLOCK_BYTES,
     ) -> list[Indices]:
         """Divide clips into blocks.
 
         Args:
             rows: which clips.
             epoch: runs of neighbouring clips are drawn in an order that depends on the epoch and the clips alone; None
-                keeps the storage order.
+                keeps the storage order. Several numbers, all 0 or more, name an epoch of one training among others.
             batch: every block but the last has a multiple of so many clips, so that no batch spans two blocks.
             block_bytes: size of a block's frames as float32, one batch at least.
 
         Returns:
             The clips of each block, in storage order within a block.
         """
+        ordered, bound = self.drawn(rows, epoch=epoch, batch=batch, block_bytes=block_bytes)
+        return [self._stored_order(ordered[first:last]) for first, last in pairwise(bound.tolist())]
+
+    def drawn(
+        self,
+        rows: Indices,
+        *,
+        epoch: int | Sequence[int] | None,
+        batch: int = 1,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> tuple[Indices, Indices]:
+        """Divide clips into the blocks of :meth:`plan`, as two arrays.
+
+        Returns:
+            ``(clips,)`` the clips, block after block, and ``(blocks + 1,)`` where each block begins and the last ends.
+        """
         ordered = self._stored_order(rows)
         size = self.n_frames[ordered] * (4 * self.dim)
         if epoch is not None and len(ordered):
             run_bytes = min(RUN_BYTES, max(1, block_bytes // 8))
-            number = (np.cumsum(size) - size) // run_bytes
-            starts = np.flatnonzero(np.diff(number, prepend=-1))
-            runs = np.split(np.arange(len(ordered)), starts[1:])
-            drawn = np.concatenate([runs[run] for run in np.random.default_rng(epoch).permutation(len(runs))])
+            run = np.cumsum(np.diff((np.cumsum(size) - size) // run_bytes, prepend=0) != 0)
+            place = np.empty(int(run[-1]) + 1, np.int64)
+            place[np.random.default_rng(epoch).permutation(len(place))] = np.arange(len(place))
+            drawn = np.argsort(place[run], kind="stable")
             ordered, size = ordered[drawn], size[drawn]
         total = np.concatenate([[0], np.cumsum(size)])
-        blocks, first = [], 0
-        while first < len(ordered):
-            fitting = int(np.searchsorted(total, total[first] + block_bytes, side="right")) - 1 - first
-            last = first + max(batch, fitting // batch * batch)
-            blocks.append(self._stored_order(ordered[first:last]))
-            first = last
-        return blocks
+        bound = [0]
+        while bound[-1] < len(ordered):
+            first = bound[-1]
+            fitting = int(total.searchsorted(total[first] + block_bytes, side="right")) - 1 - first
+            bound.append(min(len(ordered), first + max(batch, fitting // batch * batch)))
+        return ordered, np.array(bound, np.int64)
 
     def blocks(self, plan: Sequence[Indices], *, limit_bytes: int | None = None) -> Iterator[Block]:
         """Read the blocks of a plan, each while the one before is in use.
@@ -236,14 +286,22 @@ class FrameSource:
     def _stored_order(self, rows: Indices) -> Indices:
         return rows[np.argsort(self._rank[rows], kind="stable")]
 
-    def _reads(self, ordered: Indices) -> list[Indices]:
-        """Group clips in storage order by the read that fetches them."""
-        if not len(ordered):
-            return []
-        start = self._offset[ordered]
-        stop = start + self.n_frames[ordered]
-        row_bytes = self._itemsize[ordered] * self.dim
-        apart = (np.diff(self._part[ordered]) != 0) | ((start[1:] - stop[:-1]) * row_bytes[1:] > _GAP_BYTES)
-        total = np.cumsum(self.n_frames[ordered] * row_bytes)
-        apart |= np.diff(total // _READ_BYTES) != 0
-        return np.split(ordered, np.flatnonzero(apart) + 1)
+    def _reads(self, rows: Indices, begin: Indices, length: Indices) -> Iterator[tuple[Indices, int, Array]]:
+        """Read stretches that are in storage order, neighbours in one go.
+
+        Args:
+            rows: their clips.
+            begin: first frame of each in its part.
+            length: frames of each.
+
+        Yields:
+            Which stretches one read fetched, the frame of the part it began at, and its frames.
+        """
+        part, end = self._part[rows], begin + length
+        row_bytes = self.frame_bytes(rows)
+        apart = (np.diff(part) != 0) | ((begin[1:] - end[:-1]) * row_bytes[1:] > _GAP_BYTES)
+        apart |= np.diff(begin * row_bytes // _READ_BYTES) != 0
+        bound = [0, *(np.flatnonzero(apart) + 1).tolist(), len(rows)]
+        for first, last in pairwise(bound if len(rows) else []):
+            start, stop = int(begin[first]), int(end[first:last].max())
+            yield np.arange(first, last), start, self._parts[int(part[first])].frames(slice(start, stop))
