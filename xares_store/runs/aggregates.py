@@ -6,39 +6,49 @@ differ in one of these are lines of their own.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from xares_store.catalog import load_tasks
 from xares_store.errors import ConfigError
 from xares_store.probes.probe import PROBES
-from xares_store.protocol import PROTOCOLS
+from xares_store.runs.alike import Row, alike
 from xares_store.runs.features import choose_encoders
 from xares_store.runs.published import published_lines
-from xares_store.runs.request import make_request, plain_settings, probes_for
-from xares_store.runs.suite import STORE, TABLES, Line, SuiteReport, TaskScore, averages_of, normalised, scored_with
+from xares_store.runs.suite import STORE, Line, SuiteReport, TaskScore, averages_of, normalised, scored_with, table_of
+from xares_store.runs.weights import Weights, read_weights
 from xares_store.store.store import Store
 from xares_store.task import Task
 
+# The name of a training holds its seed, and trainings of one seed may differ in what the other tasks were: the newest
+# of each seed counts.
 _SCORES = """
-    select r.encoder, r.task, r.task_address, r.probe, r.probe_version, r.protocol, r.settings::varchar as settings,
-           r.main_metric as metric, r.details->>'$.metric_version' as metric_version, r.parts_digest, avg(s.value) as score,
-           avg(s.low) as low, avg(s.high) as high, count(*) as n_seeds, stddev_samp(s.value) as seed_sd,
-           max(r.n_test) as n_test, max(r.n_dropped) as n_dropped, sum(r.seconds) as seconds, max(r.started) as started
-    from scores s join runs r using (run_id)
-    where s.fold is null and s.metric = r.main_metric and r."where" is null and list_contains($task, r.task)
-      and (len($encoder) = 0 or list_contains($encoder, r.encoder))
-      and (len($probe) = 0 or list_contains($probe, r.probe))
-      and (len($protocol) = 0 or list_contains($protocol, r.protocol))
+    with found as (
+        select r.encoder, r.task, r.task_address, r.probe, r.probe_version, r.protocol, r.seed, r.n_test, r.n_dropped, r.seconds,
+               json_merge_patch(r.settings, '{"training": null}')::varchar as settings, r.main_metric as metric,
+               r.details->>'$.metric_version' as metric_version, r.parts_digest, s.value, s.low, s.high, r.started
+        from scores s join runs r using (run_id)
+        where s.fold is null and s.metric = r.main_metric and r."where" is null and list_contains($task, r.task)
+          and (len($encoder) = 0 or list_contains($encoder, r.encoder))
+          and (len($probe) = 0 or list_contains($probe, r.probe))
+          and (len($protocol) = 0 or list_contains($protocol, r.protocol))
+    ), newest as (
+        from found
+        qualify 1 = row_number() over (
+            partition by encoder, task_address, probe, probe_version, protocol, settings, metric_version, parts_digest, seed
+            order by started desc
+        )
+    )
+    select encoder, task, task_address, probe, probe_version, protocol, settings, metric, metric_version, parts_digest,
+           avg(value) as score, avg(low) as low, avg(high) as high, count(*) as n_seeds, stddev_samp(value) as seed_sd,
+           max(n_test) as n_test, max(n_dropped) as n_dropped, sum(seconds) as seconds, max(started) as started
+    from newest
     group by all
-    order by r.encoder, r.probe, r.protocol, started desc, r.parts_digest
+    order by encoder, probe, protocol, started desc, parts_digest
 """
-Row = dict[str, Any]
 
 
 def suite_report(
@@ -49,6 +59,7 @@ def suite_report(
     probes: Sequence[str] = (),
     protocols: Sequence[str] = (),
     published: bool = False,
+    weights: str | Path | Mapping[str, float] | None = None,
 ) -> SuiteReport:
     """Return per-task scores, normalised scores and averages of a suite.
 
@@ -59,14 +70,16 @@ def suite_report(
         store: folder of the store, or an open store.
         suite: a suite, a task, a task file, or several of them.
         encoders, probes, protocols: names to keep; empty keeps all.
-        published: add the printed scores of the X-ARES tables, marked with their source.
+        published: add the printed scores of the X-ARES and XARES-LLM tables, marked with their source.
+        weights: weights of your own, for one more average of every line: a TOML file with a table ``[weights]``, after
+            which the average is named, or a mapping (``given``). A task without a weight does not count in it.
 
     Returns:
         Lines with their averages, and notes that name what is missing.
 
     Raises:
         TaskError: no such suite or task, or a task file does not validate.
-        ConfigError: no such encoder in the store, or no task was named.
+        ConfigError: no such encoder in the store, no task was named, or the weights cannot be used.
         StoreError: there is no such store.
 
     Example:
@@ -79,6 +92,7 @@ def suite_report(
     tasks = load_tasks(specs)
     if not tasks:
         raise ConfigError("Expected at least one suite or task, found none.", hint="Name one, for example xares.")
+    own = None if weights is None else read_weights(weights, [task.name for task in tasks])
     opened = store if isinstance(store, Store) else Store.open(store)
     wanted = {
         "task": [task.name for task in tasks],
@@ -87,15 +101,17 @@ def suite_report(
         "protocol": list(protocols),
     }
     if "mlp" in probes:  # the table of trained probes
-        wanted["probe"] += [probe for probe in PROBES if TABLES.get(probe) == "mlp"]
+        wanted["probe"] += [probe for probe in PROBES if table_of(probe, tasks) == "mlp"]
     notes: list[str] = []
     rows = _of_these_definitions(opened.sql(_SCORES, wanted).to_pylist(), tasks, notes)
-    lines = _lines(rows, tasks, notes)
+    lines = _lines(rows, tasks, own, notes)
     if not lines:
         notes.append("The store has no score of these tasks; `xares evaluate` makes them.")
+    if own is not None and (without := [task.name for task in tasks if task.name not in own.of_task]):
+        notes.append(f"{own.name}: no weight for {', '.join(without)}, which do not count in its averages.")
     ours = tuple(lines)
     if published:
-        printed = published_lines(tasks, probes=probes)
+        printed = published_lines(tasks, probes=probes, weights=own)
         lines += _beside(ours, printed)
         notes += _about_published(printed)
     name = ", ".join(spec.name if isinstance(spec, Task) else Path(spec).stem for spec in specs)
@@ -117,18 +133,19 @@ def _of_these_definitions(rows: list[Row], tasks: Sequence[Task], notes: list[st
     return [row for row in rows if row["task_address"] == address[row["task"]]]
 
 
-def _lines(rows: list[Row], tasks: Sequence[Task], notes: list[str]) -> list[Line]:
+def _lines(rows: list[Row], tasks: Sequence[Task], weights: Weights | None, notes: list[str]) -> list[Line]:
     groups: defaultdict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
         probe, version = str(row["probe"]), str(row["probe_version"])
         current = probe in PROBES and version == PROBES[probe].version
-        groups[row["encoder"], TABLES.get(probe) or probe, row["protocol"], "" if current else version].append(row)
+        table = table_of(probe, tasks)
+        groups[row["encoder"], table, row["protocol"], "" if current else version].append(row)
     named = {task.name: task for task in tasks}
     lines: list[Line] = []
     for (encoder, probe, protocol, version), members in groups.items():
         apart = {"probe_version": version} if version else {}
-        for change, chosen in _alike(members, named, probe, protocol, notes):
-            scores = {name: _task_score(named[name], alike[0]) for name, alike in chosen.items()}
+        for change, chosen in alike(members, named, probe, protocol, notes):
+            scores = {name: _task_score(named[name], newest) for name, (newest, *_) in chosen.items()}
             line = Line(
                 source=STORE,
                 encoder=encoder,
@@ -136,73 +153,11 @@ def _lines(rows: list[Row], tasks: Sequence[Task], notes: list[str]) -> list[Lin
                 protocol=protocol,
                 settings={**change, **apart},
                 scores=tuple(scores[task.name] for task in tasks if task.name in scores),
-                averages=averages_of(scored_with(tasks, probe), scores),
+                averages=averages_of(scored_with(tasks, probe), scores, weights=weights),
             )
             notes += _about_line(line, chosen)
             lines.append(line)
     return lines
-
-
-def _alike(
-    rows: list[Row], tasks: Mapping[str, Task], probe: str, protocol: str, notes: list[str]
-) -> list[tuple[dict[str, Any], dict[str, list[Row]]]]:
-    """Sort scores by how their settings differ from the task files'.
-
-    Task files differ in their settings, so what makes scores alike is the change that was asked for (``k: 3``), not the
-    settings that came of it. A task whose own settings are the changed ones belongs to the change as well.
-
-    Returns:
-        Each change with the scores by task, the newest first.
-    """
-    own = {name: _own_settings(task, probe, protocol) for name, task in tasks.items()}
-    given = [(row, _given_settings(row)) for row in rows]
-    changes: list[dict[str, Any]] = []
-    for row, settings in given:
-        change = {name: value for name, value in settings.items() if own[row["task"]].get(name) != value}
-        if change not in changes:
-            changes.append(change)
-    # One command may change two settings, of which one task file has the first and another the second already.
-    joined = [one | other for one in changes for other in changes if all(other.get(n, v) == v for n, v in one.items())]
-    changes += [change for index, change in enumerate(joined) if change not in changes and change not in joined[:index]]
-    members: list[tuple[dict[str, Any], set[int]]] = [
-        (change, {index for index, (row, settings) in enumerate(given) if settings == own[row["task"]] | change})
-        for change in changes
-    ]
-    for index in sorted(set(range(len(rows))).difference(*(indices for _, indices in members))):
-        row = rows[index]
-        notes.append(
-            f"{row['encoder']} {probe} {protocol}: a score of {row['task']} does not count, its settings are not those of this "
-            f"version of the probe: {row['settings']}. Evaluate it again."
-        )
-    found: list[tuple[dict[str, Any], dict[str, list[Row]]]] = []
-    seen: list[set[int]] = []
-    for change, indices in members:
-        if not indices or indices in seen or any(indices < other for _, other in members):
-            continue
-        seen.append(indices)
-        by_task: dict[str, list[Row]] = {}
-        for index in sorted(indices):  # in the order of the query: the newest first
-            by_task.setdefault(rows[index]["task"], []).append(rows[index])
-        found.append((change, by_task))
-    return sorted(found, key=lambda one: (len(one[0]), str(one[0])))
-
-
-def _own_settings(task: Task, probe: str, protocol: str) -> dict[str, Any]:
-    if probe not in PROBES or protocol not in PROTOCOLS:  # a store of a newer version
-        return {}
-    request = make_request([probe], 1, None, None, None, None, None, None, protocol, device="cpu")
-    fitting = probes_for(task, request)
-    return plain_settings(task, fitting[0], request) if fitting else {}
-
-
-def _given_settings(row: Row) -> dict[str, Any]:
-    """Return a score's settings; the text side that is its protocol's own is no change."""
-    settings: dict[str, Any] = json.loads(row["settings"])
-    if row["probe"] == "retrieval":
-        settings.pop("loss", None)
-        if settings.get("text", {}).get("own"):
-            del settings["text"]
-    return settings
 
 
 def _task_score(task: Task, row: Row) -> TaskScore:
@@ -238,10 +193,10 @@ def _about_line(line: Line, chosen: Mapping[str, list[Row]]) -> list[str]:
         notes.append(
             f"{what}: no published weight for {', '.join(unweighted)}; the average with published weights is partial."
         )
-    for task, alike in chosen.items():
-        if len(alike) > 1:
+    for task, rows in chosen.items():
+        if len(rows) > 1:
             notes.append(
-                f"{what}: {task} has {len(alike)} scores, over other embeddings or by another version of the metric; "
+                f"{what}: {task} has {len(rows)} scores, over other embeddings or by another version of the metric; "
                 "the newest counts."
             )
     seeds = {score.n_seeds or 0 for score in line.scores}
@@ -268,8 +223,9 @@ def _about_published(printed: Sequence[Line]) -> list[str]:
                 f"{value:.3f} {name.partition('(')[2].rstrip(')') or name}" for name, value, _ in line.printed
             )
             footnotes = "; ".join(dict.fromkeys(footnote for *_, footnote in line.printed if footnote))
+            what = f"{line.encoder} {line.probe}" + (f" ({line.label})" if line.label else "")
             notes.append(
-                f"{line.encoder} {line.probe}, {line.source}: weighted average as printed, over its own tasks: {values}"
+                f"{what}, {line.source}: average as printed, over its own tasks: {values}"
                 + (f" ({footnotes})." if footnotes else ".")
             )
     return notes

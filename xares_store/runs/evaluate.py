@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xares_store.catalog import load_tasks
+from xares_store.device import launched_processes
 from xares_store.errors import ConfigError, ProbeError, StoreError, TaskNotFoundError, XaresError
 from xares_store.kinds import PROBES_OF_KIND
 from xares_store.probes.probe import PROBES
@@ -102,6 +103,12 @@ def evaluate(
         memory_bytes,
         llm,
     )
+    if launched_processes() > 1 and request.probes != ("llm",):
+        raise ConfigError(
+            f"{launched_processes()} processes were launched together, and only the probe llm is trained so.",
+            where="--probe",
+            hint="Run `xares evaluate` alone for the others.",
+        )
     chosen = choose_encoders(target, encoders)
     if not chosen:
         raise ConfigError("The store has no embeddings.", where=target.path, hint="Run `xares embed` first.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from xares_store.errors import ConfigError
@@ -22,6 +22,7 @@ def leaderboard_rows(
     protocols: Sequence[str] = (),
     suite: str | os.PathLike[str] | Task | Sequence[str | os.PathLike[str] | Task] | None = None,
     published: bool = False,
+    weights: str | Path | Mapping[str, float] | None = None,
 ) -> tuple[list[str], list[tuple[object, ...]]]:
     """Return the leaderboard of a store: columns and rows, by task and then best first.
 
@@ -30,7 +31,9 @@ def leaderboard_rows(
         tasks, encoders, probes, protocols: names to keep; empty keeps all.
         suite: a suite, a task file, or several: return the rows of
             :meth:`~xares_store.runs.suite.SuiteReport.rows` instead, task scores and their averages.
-        published: with a suite, add the printed scores of the X-ARES tables, marked with their source.
+        published: with a suite, add the printed scores of the X-ARES and XARES-LLM tables, marked with their source.
+        weights: with a suite, weights of your own for one more average: a TOML file with a table ``[weights]`` of numbers
+            by task, or a mapping.
 
     Raises:
         TaskError, ConfigError: the store has no such task or encoder, there is no such suite, or arguments exclude each
@@ -45,10 +48,14 @@ def leaderboard_rows(
             raise ConfigError(
                 "A suite says which tasks count; tasks cannot be given beside it.", hint="Leave one away."
             )
-        report = suite_report(store, suite, encoders=encoders, probes=probes, protocols=protocols, published=published)
+        report = suite_report(
+            store, suite, encoders=encoders, probes=probes, protocols=protocols, published=published, weights=weights
+        )
         return report.rows()
     if published:
         raise ConfigError("Published scores are shown beside those of a suite.", hint='Add suite="xares".')
+    if weights is not None:
+        raise ConfigError("Weights are for the average over a suite.", hint='Add suite="task1".')
     opened = store if isinstance(store, Store) else Store.open(store)
     wanted = {
         "task": known_tasks(opened, tasks),

@@ -7,25 +7,43 @@ with that source and never enter an average together with a store's own scores.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from xares_store.catalog import data_dir
 from xares_store.runs.suite import Line, TaskScore, averages_of, normalised, scored_with
+from xares_store.runs.weights import Weights
 from xares_store.task import Task
 
 FILE = "published_scores.csv"
-_PROBE_NAMES = {"MLP": "mlp", "kNN": "knn"}  # as the X-ARES tables print them
-_METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "mAP": "map",
-    "segmentf1_macro": "segment_f1_macro",
-    "segmentf1_micro": "segment_f1_micro",
-    "recallatk_r1": "recall_at_1",
-    "WER_inv": "iwer",
+# As the tables of each benchmark print them: probes, with what their settings are, and metrics.
+_PROBE_NAMES: Mapping[str, Mapping[str, tuple[str, Mapping[str, str]]]] = {
+    "X-ARES": {"MLP": ("mlp", {}), "kNN": ("knn", {})},
+    "XARES-LLM": {
+        "LLM, task1 config": ("llm", {"mixture": "task1"}),
+        "LLM, task2 config": ("llm", {"mixture": "task2"}),
+    },
 }
-_AVERAGE = "weighted average"
+_METRIC_NAMES: Mapping[str, Mapping[str, str]] = {
+    "X-ARES": {
+        "accuracy": "accuracy",
+        "mAP": "map",
+        "segmentf1_macro": "segment_f1_macro",
+        "segmentf1_micro": "segment_f1_micro",
+        "recallatk_r1": "recall_at_1",
+        "WER_inv": "iwer",
+    },
+    "XARES-LLM": {
+        "Accuracy": "string_accuracy",
+        "mAP": "string_map",
+        "iWER": "iwer",
+        "iCER": "icer",
+        "FENSE": "fense",
+        "DATE": "date",
+    },
+}
+_AVERAGES = ("weighted average", "plain mean")
 
 
 @dataclass(frozen=True)
@@ -74,15 +92,17 @@ def published_scores() -> tuple[PublishedScore, ...]:
         )
 
 
-def published_lines(tasks: Sequence[Task], *, probes: Sequence[str] = ()) -> list[Line]:
-    """Return the published X-ARES scores of some tasks: a line a source, probe and encoder.
+def published_lines(tasks: Sequence[Task], *, probes: Sequence[str] = (), weights: Weights | None = None) -> list[Line]:
+    """Return the published X-ARES and XARES-LLM scores of some tasks: a line a source, probe, settings and encoder.
 
     A task is found by the name under which tables print it (``published.result_name`` of its file). Test sizes are not
-    printed, so only the averages with published weights exist.
+    printed, so only the averages with published weights exist. The two tracks of XARES-LLM come from two trainings and
+    are lines of their own.
 
     Args:
         tasks: tasks of a suite.
-        probes: ``mlp``, ``knn``; empty means both.
+        probes: ``mlp``, ``knn``, ``llm``; empty means all.
+        weights: of the caller's own, for one more average.
 
     Returns:
         Lines with at least one of the tasks, in the order of the file.
@@ -92,33 +112,43 @@ def published_lines(tasks: Sequence[Task], *, probes: Sequence[str] = ()) -> lis
         >>> line = published_lines(load_tasks(["xares"]), probes=["knn"])[0]
         >>> line.encoder, line.source, len(line.scores)
         ('dasheng', 'X-ARES README (161f0ef)', 20)
+        >>> line = published_lines(load_tasks(["task1"]))[0]
+        >>> line.encoder, line.label, round(line.averages[0].value, 4)
+        ('Dasheng-Base', 'mixture: task1', 0.6141)
     """
     named = {task.published.result_name: task for task in tasks if task.published.result_name}
-    found: dict[tuple[str, str, str], dict[str, TaskScore]] = {}
-    printed: dict[tuple[str, str, str], list[tuple[str, float, str]]] = {}
+    found: dict[tuple[str, str, str, str], dict[str, TaskScore]] = {}
+    printed: dict[tuple[str, str, str, str], list[tuple[str, float, str]]] = {}
     for row in published_scores():
-        probe = _PROBE_NAMES.get(row.probe)
-        if row.benchmark != "X-ARES" or probe is None or (probes and probe not in probes):
+        probe, _ = _PROBE_NAMES.get(row.benchmark, {}).get(row.probe, ("", {}))
+        if not probe or (probes and probe not in probes):
             continue
-        key = (row.source, probe, row.encoder)
-        if row.metric == _AVERAGE:
+        key = (row.source, row.benchmark, row.probe, row.encoder)
+        if row.metric in _AVERAGES:
             printed.setdefault(key, []).append((row.task, row.score, row.footnote))
-        elif (task := named.get(row.task)) is not None and _METRIC_NAMES.get(row.metric) == task.metric.name:
+            continue
+        task = named.get(row.task)
+        if task is not None and _METRIC_NAMES[row.benchmark].get(row.metric) == task.metric.name:
             # Where a table prints two values for a task, the corrected one follows the one that it replaces.
             found.setdefault(key, {})[task.name] = _task_score(task, row)
-    return [
-        Line(
-            source=source,
-            encoder=encoder,
-            probe=probe,
-            protocol=None,
-            settings={},
-            scores=tuple(scores[task.name] for task in tasks if task.name in scores),
-            averages=averages_of(scored_with(tasks, probe), scores, weightings=("published",)),
-            printed=tuple(printed.get((source, probe, encoder), ())),
+    lines: list[Line] = []
+    for key, scores in found.items():
+        source, benchmark, label, encoder = key
+        probe, settings = _PROBE_NAMES[benchmark][label]
+        averages = averages_of(scored_with(tasks, probe), scores, weightings=("published",), weights=weights)
+        lines.append(
+            Line(
+                source=source,
+                encoder=encoder,
+                probe=probe,
+                protocol=None,
+                settings=settings,
+                scores=tuple(scores[task.name] for task in tasks if task.name in scores),
+                averages=averages,
+                printed=tuple(printed.get(key, ())),
+            )
         )
-        for (source, probe, encoder), scores in found.items()
-    ]
+    return lines
 
 
 def _task_score(task: Task, row: PublishedScore) -> TaskScore:

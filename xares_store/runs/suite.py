@@ -9,13 +9,12 @@ from typing import Any
 from xares_store.kinds import PROBES_OF_KIND
 from xares_store.metrics.aggregate import normalised_score, weighted_average
 from xares_store.metrics.registry import metric_for
+from xares_store.runs.weights import Weights
 from xares_store.task import Task
 
 DOMAINS = ("speech", "environment", "music", "other")
 WEIGHTINGS = ("test-size", "published")
 STORE = "store"
-# As in published tables, the trained probe of any kind of task stands in the table called mlp.
-TABLES = {"mlp": "mlp", "frame": "mlp", "retrieval": "mlp"}
 COLUMNS = (
     "kind", "name", "domain", "encoder", "probe", "protocol", "settings", "source", "weights", "metric", "score",
     "normalised", "low", "high", "n_seeds", "seed_sd", "n_test", "n_dropped", "published_weight", "n_tasks", "of_tasks",
@@ -61,7 +60,8 @@ class Average:
 
     Attributes:
         scope: ``all`` or a domain.
-        weights: ``test-size`` (counted test items) or ``published`` (constants of the published tables).
+        weights: ``test-size`` (counted test items), ``published`` (constants of the published tables), or the name of
+            weights of the caller's own.
         value: None when no task counts.
         n_tasks, of_tasks: tasks that count, and tasks of the scope.
         missing: names of the tasks that do not count.
@@ -167,6 +167,23 @@ def _records(line: Line) -> list[dict[str, object]]:
     return records
 
 
+def table_of(probe: str, tasks: Sequence[Task]) -> str:
+    """Return the name of the table in which a probe's scores of a suite stand.
+
+    As in the published tables: the trained probe of any kind of task stands in the one called ``mlp``, and ``llm`` has
+    a table of its own where all tasks are for it.
+
+    Example:
+        >>> from xares_store.catalog import load_tasks
+        >>> table_of("llm", load_tasks(["xares"])), table_of("llm", load_tasks(["task1"]))
+        ('mlp', 'llm')
+    """
+    if probe in ("mlp", "frame", "retrieval"):
+        return "mlp"
+    others = any(PROBES_OF_KIND[task.target.kind][0] != "llm" for task in tasks)
+    return "mlp" if probe == "llm" and others else probe
+
+
 def scored_with(tasks: Sequence[Task], probe: str) -> list[Task]:
     """Return the tasks that a line of this probe can have scores of.
 
@@ -194,7 +211,11 @@ def normalised(task: Task, score: float) -> float:
 
 
 def averages_of(
-    tasks: Sequence[Task], scores: Mapping[str, TaskScore], *, weightings: Sequence[str] = WEIGHTINGS
+    tasks: Sequence[Task],
+    scores: Mapping[str, TaskScore],
+    *,
+    weightings: Sequence[str] = WEIGHTINGS,
+    weights: Weights | None = None,
 ) -> tuple[Average, ...]:
     """Average normalised scores over all tasks and over each domain.
 
@@ -202,6 +223,7 @@ def averages_of(
         tasks: every task of the suite, also those without a score.
         scores: by name of the task.
         weightings: ``test-size``, ``published`` or both. A task without a weight does not count and is missing.
+        weights: of the caller's own, for one more weighting.
 
     Returns:
         For each scope (``all``, then the domains that the suite has) one average a weighting.
@@ -210,18 +232,19 @@ def averages_of(
         domain: members for domain in DOMAINS if (members := [task for task in tasks if task.domain == domain])
     }
     found: list[Average] = []
+    named = [*weightings, *([] if weights is None else [weights.name])]
     for scope, members in scopes.items():
-        for weights in weightings:
+        for name in named:
             weighted = {
                 task.name: (scores[task.name].normalised, weight)
                 for task in members
-                if task.name in scores and (weight := _weight(scores[task.name], weights)) is not None
+                if task.name in scores and (weight := _weight(scores[task.name], name, weights)) is not None
             }
             value = weighted_average([v for v, _ in weighted.values()], [w for _, w in weighted.values()])
             found.append(
                 Average(
                     scope=scope,
-                    weights=weights,
+                    weights=name,
                     value=value if any(weight for _, weight in weighted.values()) else None,
                     n_tasks=len(weighted),
                     of_tasks=len(members),
@@ -231,5 +254,7 @@ def averages_of(
     return tuple(found)
 
 
-def _weight(score: TaskScore, weights: str) -> float | None:
-    return score.n_test if weights == "test-size" else score.published_weight
+def _weight(score: TaskScore, name: str, own: Weights | None) -> float | None:
+    if name in WEIGHTINGS:
+        return score.n_test if name == "test-size" else score.published_weight
+    return None if own is None else own.of_task.get(score.task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -78,6 +79,8 @@ def write_run(
     run: Mapping[str, Any],
     predictions: pa.Table,
     tensors: Mapping[str, NDArray[Any]] | None = None,
+    *,
+    same_probe_as: str | None = None,
 ) -> bool:
     """Write a run under a temporary name and rename it into place.
 
@@ -89,6 +92,7 @@ def write_run(
             and where they mean something: value (the item's share of a main metric that is a mean over items), scores
             (a number a class) and counts (true positives, false positives and false negatives, a number a class each).
         tensors: weights of the trained probe, kept as safetensors.
+        same_probe_as: a run with the same tensors, whose file is shared where the file system can.
 
     Returns:
         False when a run of that id is there already; the first one stays.
@@ -103,7 +107,10 @@ def write_run(
     try:
         with disk_errors(final.parent, f"writing run {run_id}"):
             temporary.mkdir(parents=True)
-            _write_files(temporary, run_id, predictions, tensors)
+            _write_files(temporary, run_id, predictions)
+            shared = None if same_probe_as is None else run_folder(root, same_probe_as) / PROBE
+            if tensors is not None and not (shared is not None and _linked(shared, temporary / PROBE)):
+                _write_tensors(temporary / PROBE, tensors)
             record = {
                 "format": FORMAT_VERSION,
                 "details": {},
@@ -123,17 +130,27 @@ def write_run(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_files(folder: Path, run_id: str, predictions: pa.Table, tensors: Mapping[str, NDArray[Any]] | None) -> None:
+def _write_files(folder: Path, run_id: str, predictions: pa.Table) -> None:
     try:
         table = _complete(predictions)
     except (KeyError, pa.ArrowException) as error:
         raise StoreError(f"The predictions' columns are wrong: {error}", where=run_id) from error
     pq.write_table(table, folder / PREDICTIONS, compression="zstd")
-    if tensors is not None:
-        from safetensors.numpy import save
 
-        data = save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
-        (folder / PROBE).write_bytes(data)
+
+def _write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    from safetensors.numpy import save
+
+    path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
+
+
+def _linked(path: Path, link: Path) -> bool:
+    """Give a file a second name; False where that cannot be done."""
+    try:
+        os.link(path, link)
+    except OSError:
+        return False
+    return True
 
 
 def _complete(table: pa.Table) -> pa.Table:

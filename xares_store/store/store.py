@@ -253,9 +253,11 @@ class Store:
         run: Mapping[str, Any],
         predictions: pa.Table,
         tensors: Mapping[str, NDArray[Any]] | None = None,
+        *,
+        same_probe_as: str | None = None,
     ) -> bool:
         """Commit a run; see :func:`xares_store.store.run.write_run`. False when it is there already."""
-        return run_files.write_run(self.path, run_id, run, predictions, tensors)
+        return run_files.write_run(self.path, run_id, run, predictions, tensors, same_probe_as=same_probe_as)
 
     def runs(self) -> list[str]:
         """Return the ids of all committed runs, sorted."""

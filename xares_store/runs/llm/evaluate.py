@@ -12,16 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from xares_store.device import set_threads
+from xares_store.device import resolve_device, set_threads
 from xares_store.errors import ConfigError
 from xares_store.probes.llm.decoder import load_tokenizer
+from xares_store.probes.llm.ranks import Ranks, local_device
 from xares_store.runs.features import Features, load_features
 from xares_store.runs.llm.material import Material, make_material
 from xares_store.runs.llm.prepare import Prepared, check_context, prepare
 from xares_store.runs.llm.text_scores import Likelihood, score_texts
 from xares_store.runs.llm.training import TRAINING, Taught, separator_of, teach
-from xares_store.runs.llm.writing import label_likelihoods, labels_of, write_about
+from xares_store.runs.llm.writing import (
+    label_likelihoods,
+    labels_of,
+    shared_likelihoods,
+    shared_writing,
+    write_about,
+)
 from xares_store.runs.progress import Meter
 from xares_store.runs.provenance import describe_device
 from xares_store.runs.request import Request
@@ -112,10 +120,13 @@ class _Evaluation:
     report: EvaluateReport
     deadline: float | None
     quiet: bool
+    ranks: Ranks = field(init=False)
+    first_run: str | None = field(init=False, default=None)  # whose file of weights the other tasks' runs share
 
     def run(self, missing: Sequence[int]) -> None:
         """Train, write about the tasks that have no run, and store them."""
         set_threads()
+        self.ranks = Ranks(torch.device(self._device()))
         started = datetime.now(UTC).isoformat(timespec="seconds")
         identity = self.prepared.training_id(self.request, self.seed)
         folder = self.store.path / TRAINING / identity
@@ -130,7 +141,9 @@ class _Evaluation:
                 self._write(taught, materials[number], written[number], share)
                 if place == n_folds - 1:
                     self._store(number, written[number], started, taught)
-        if all(self.store.has_run(self.prepared.run_id(n, self.request, self.seed)) for n in range(len(self.features))):
+        if self.ranks.first and all(
+            self.store.has_run(self.prepared.run_id(n, self.request, self.seed)) for n in range(len(self.features))
+        ):
             shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # another training is under way
                 folder.parent.rmdir()
@@ -176,9 +189,7 @@ class _Evaluation:
         return taught, materials
 
     def _device(self) -> str:
-        from xares_store.device import resolve_device
-
-        return resolve_device(self.request.device)
+        return local_device(resolve_device(self.request.device))
 
     def _stored(self, identity: str) -> dict[str, np.ndarray]:
         """Return the weights of the same training from a run that the store has already."""
@@ -198,13 +209,24 @@ class _Evaluation:
         passes = 2 if scored_labels else 1
         with Meter(f"{material.task.name}: writing", total=passes * len(rows), quiet=self.quiet) as meter:
             advance: Callable[[int], None] = meter.advance
-            answers, cut = write_about(model, material, rows, recipe, room=room, progress=advance)
+            answers, cut = shared_writing(
+                self.ranks,
+                rows,
+                lambda mine: write_about(model, material, mine, recipe, room=room, progress=advance),
+            )
             written.hypotheses.append([answer.text for answer in answers])
             if scored_labels:
                 labels = labels_of(material, model)
                 written.labels = labels.names
                 written.likelihoods.append(
-                    label_likelihoods(model, material, rows, labels, recipe, room=room, progress=advance)
+                    shared_likelihoods(
+                        self.ranks,
+                        rows,
+                        len(labels.names),
+                        lambda mine: label_likelihoods(
+                            model, material, mine, labels, recipe, room=room, progress=advance
+                        ),
+                    )
                 )
         fold, trained = material.fold.name, taught.trained
         position = list(taught.course.materials).index(material)
@@ -263,7 +285,10 @@ class _Evaluation:
             seconds=written.seconds,
             device=describe_device(str(taught.model.device)),
         )
-        self.store.write_run(run_id, record, scored.predictions, scored.tensors)
+        if self.ranks.first:
+            self.store.write_run(run_id, record, scored.predictions, scored.tensors, same_probe_as=self.first_run)
+            self.first_run = run_id
+        self.ranks.gather([0.0])  # the others read what the first one wrote
         self.report.results.append(result_of(self.store.read_run(run_id), reused=False))
         self._notes(task, written)
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xares_store.errors import LabelError, ProtocolError
+from xares_store.kinds import Text
 from xares_store.metrics.text import looks_corrupt
 from xares_store.probes.llm.decoder import Tokens, encode
 from xares_store.probes.llm.examples import Example
@@ -78,7 +79,7 @@ def make_material(task: Task, features: Features, fold: Fold, recipe: Recipe, to
     filtered = 0
     for row in train.tolist():
         own = features.target[row].train
-        _some_text(task, features, row, own)
+        _some_text(task, features, row, own, _keys(task, test=False))
         kept = [text for text in own if not (recipe.training.text_filter and looks_corrupt(text))]
         filtered += len(own) - len(kept)
         if kept:
@@ -87,7 +88,7 @@ def make_material(task: Task, features: Features, fold: Fold, recipe: Recipe, to
             counts.append(len(kept))
             texts += kept
     for row in np.concatenate([fold.test, fold.valid if recipe.selection else fold.test[:0]]).tolist():
-        _some_text(task, features, row, features.target[row].test)
+        _some_text(task, features, row, features.target[row].test, _keys(task, test=True))
     if not rows:
         raise ProtocolError(f'No training text of task "{task.name}" is left.', where=f"fold {fold.name}")
     asked = getattr(task.target, "prompt", None) if recipe.prompt else None
@@ -105,9 +106,15 @@ def make_material(task: Task, features: Features, fold: Fold, recipe: Recipe, to
     )
 
 
-def _some_text(task: Task, features: Features, row: int, texts: Sequence[str]) -> None:
-    if not texts and task.target.kind == "text":
-        keys = getattr(task.target, "test_keys", None) or task.target.keys  # type: ignore[union-attr]
+def _keys(task: Task, *, test: bool) -> tuple[str, ...]:
+    target = task.target
+    if not isinstance(target, Text):
+        return ()
+    return (target.test_keys or target.keys) if test else target.keys
+
+
+def _some_text(task: Task, features: Features, row: int, texts: Sequence[str], keys: Sequence[str]) -> None:
+    if not texts:
         raise LabelError(
             f"Wanted a text under one of the keys {', '.join(keys)}, found none.",
             where=f"clip {features.split[row]}/{features.clip_id[row]}, task {task.name}",

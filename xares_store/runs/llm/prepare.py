@@ -114,7 +114,7 @@ def prepare(store: Store, encoder: str, tasks: Sequence[Task], request: Request)
         ConfigError: an option does not fit.
     """
     by_recipe: dict[str, list[Task]] = {}
-    for task in tasks:
+    for task in sorted(tasks, key=lambda task: task.name):  # in whatever order they are named, it is one training
         by_recipe.setdefault(request.llm.recipe or RECIPE_OF_KIND[task.target.kind], []).append(task)
     found: list[Prepared] = []
     for members in by_recipe.values():
@@ -141,7 +141,8 @@ def _prepare(store: Store, encoder: str, tasks: tuple[Task, ...], wanted: Wanted
     if any(CAPTION_METRICS & set(task.metric.names) for task in tasks):
         from xares_store.probes.captions import CaptionModels
 
-        captions = CaptionModels.find(request.llm.sentence_encoder, request.llm.fluency_model)
+        given = {"sentence_encoder": request.llm.sentence_encoder, "fluency_model": request.llm.fluency_model}
+        captions = CaptionModels.find(**{name: spec for name, spec in given.items() if spec is not None})
     name, shares = mixture_of(recipe, tasks)
     return Prepared(encoder, tasks, wanted, files, shape, captions, shares, name, digests)
 

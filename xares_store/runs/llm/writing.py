@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from xares_store.metrics.text import normalise
 from xares_store.probes.llm.batches import micro_batches
 from xares_store.probes.llm.examples import Example
 from xares_store.probes.llm.model import AudioLm, Written
+from xares_store.probes.llm.ranks import Ranks
 from xares_store.recipe import Recipe
 from xares_store.runs.llm.material import Material
 
@@ -36,7 +38,8 @@ def labels_of(material: Material, model: AudioLm) -> Labels:
     """Return the labels that a closed task's training clips have; spellings that are normalised alike are one."""
     separator = getattr(material.task.target, "separator", None)
     found: dict[str, str] = {}
-    for row in material.rows.tolist():
+    folds = material.features.folds  # one list for all of them, so that a column means the same label in each
+    for row in np.unique(np.concatenate([fold.knn_train for fold in folds])).tolist():
         for text in material.features.target[row].train:
             for label in text.split(separator) if separator else (text,):
                 if label.strip():
@@ -106,6 +109,31 @@ def label_likelihoods(
             found[one.row] = model.label_scores(one.example, labels.tokens, budget=recipe.training.frame_budget)
             progress(1)
     return np.stack([found[row] for row in rows.tolist()])
+
+
+def shared_writing(
+    ranks: Ranks, rows: NDArray[np.int64], write: Callable[[NDArray[np.int64]], tuple[list[Written], int]]
+) -> tuple[list[Written], int]:
+    """Divide clips among the processes that were launched together; each of them returns everything."""
+    written, cut = write(rows[ranks.rank :: ranks.size])
+    mine = json.dumps([[[one.text, one.tokens, one.finished] for one in written], cut]).encode()
+    everyone = [json.loads(data) for data in ranks.collect(mine)]
+    found = [Written("", 0, False)] * len(rows)
+    for rank, (texts, _) in enumerate(everyone):
+        found[rank :: ranks.size] = [Written(*one) for one in texts]
+    return found, sum(count for _, count in everyone)
+
+
+def shared_likelihoods(
+    ranks: Ranks, rows: NDArray[np.int64], n_labels: int, score: Callable[[NDArray[np.int64]], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Divide clips likewise for :func:`label_likelihoods`."""
+    own = rows[ranks.rank :: ranks.size]
+    mine = score(own) if len(own) else np.zeros((0, n_labels))
+    found = np.empty((len(rows), n_labels))
+    for rank, data in enumerate(ranks.collect(mine.tobytes())):
+        found[rank :: ranks.size] = np.frombuffer(data).reshape(-1, n_labels)
+    return found
 
 
 @dataclass(frozen=True)
