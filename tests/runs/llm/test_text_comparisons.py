@@ -20,6 +20,7 @@ from xares_store.runs.compare import compare
 from xares_store.runs.embed import embed
 from xares_store.runs.features import Features, load_features
 from xares_store.runs.llm.text_scores import score_texts
+from xares_store.runs.paired import paired_runs
 from xares_store.store.store import Store
 from xares_store.task import Task
 
@@ -188,6 +189,9 @@ def test_error_rates_are_compared_by_swapping_what_was_written(made: Path, tmp_p
             sides.append([[b if marked else a for a, b, marked in zip(first, second, swap, strict=True)] for first, second in zip(written[one], written[other], strict=True)])  # fmt: skip
         return score(sides[0]) - score(sides[1])
 
+    _, test = paired_runs(store, task, "iwer", runs["logmel"], runs["modspec"])
+    assert test is not None
+    assert (test.difference, test.p_value) == pytest.approx((row.difference, row.p))
     slow = paired_swap_test(difference, 24, permutations=150)
     assert row.p == pytest.approx(slow.p_value, abs=0.1)
     (back,) = compare(store, *SIDES[::-1])
@@ -197,8 +201,6 @@ def test_error_rates_are_compared_by_swapping_what_was_written(made: Path, tmp_p
 
 @pytest.mark.parametrize("metric", ["string_map", "string_macro_f1"])
 def test_written_labels_are_compared_by_swapping_them(made: Path, tmp_path: Path, metric: str) -> None:
-    from xares_store.runs.paired import paired_runs
-
     store, task = copied(made, tmp_path), make_task(metric, key="labels", closed=True, n_classes=6)
     runs = {side: store_run(store, task, side, 0, tags(share))[0] for side, share in zip(SIDES, (0.05, 0.3), strict=True)}  # fmt: skip
     (row,) = compare(store, *SIDES)
@@ -264,8 +266,6 @@ def test_scores_of_different_stand_ins_are_not_compared(made: Path, tmp_path: Pa
 
 
 def test_a_run_without_any_label_cannot_be_swapped(made: Path, tmp_path: Path) -> None:
-    from xares_store.runs.paired import paired_runs
-
     store, task = copied(made, tmp_path), make_task("string_map", key="none", closed=True, n_classes=2)
     runs = [store_run(store, task, side, 0, tags(0.3))[0] for side in SIDES]
     assert paired_runs(store, task, "string_map", runs[:1], runs[1:]) == (24, None)
