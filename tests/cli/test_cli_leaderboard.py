@@ -67,6 +67,29 @@ def test_people_see_a_table_a_protocol_and_what_is_missing(store: Path, capsys: 
     assert "0.504 public tasks, 0.683 all tasks (reproduced within rounding)" in shown
 
 
+def test_the_printed_scores_of_xares_llm_and_weights_of_ones_own(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "committee.toml").write_text("[weights]\nllm-mecat = 2\nllm-clotho = 1\n")
+    command = ["leaderboard", "--store", str(store), "--suite", "task2", "--published", "--markdown"]
+    assert main([*command, "--weights", str(tmp_path / "committee.toml")]) == 0
+    shown = capsys.readouterr().out
+    heads = (
+        "Dasheng-Base (published: XARES-LLM README, mixture: task2)",
+        "Whisper-Base (published: XARES-LLM README, mixture: task2)",
+    )
+    assert f"| task | domain | metric | {heads[0]} | {heads[1]} |" in shown
+    assert "| llm-mecat | other | date | 0.6 | 0.624 |" in shown
+    assert "| average, published weights | all | normalised | 0.2676 | 0.4352 |" in shown
+    assert (
+        "| average, committee weights | all | normalised | 0.4690 (partial, 2 of 5) | 0.5353 (partial, 2 of 5) |"
+        in shown
+    )
+    assert "* committee: no weight for llm-aishell-1, llm-librispeech, llm-songdescriber" in shown
+    assert main([*command, "--weights", str(tmp_path / "none.toml")]) == 1
+    assert "no such file" in capsys.readouterr().err
+
+
 def test_a_task_file_is_a_suite_of_one(store: Path, toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["leaderboard", "--store", str(store), "--suite", str(toy.task), "--protocol", "strict"]) == 0
     shown = capsys.readouterr().out
@@ -136,6 +159,7 @@ def test_mteb_files_are_written_on_request(store: Path, tmp_path: Path, capsys: 
     ("arguments", "code", "message"),
     [
         (["--published"], 2, "--published needs --suite"),
+        (["--weights", "x.toml"], 2, "--weights needs --suite"),
         (["--mteb", "x"], 2, "--mteb needs --suite"),
         (["--suite", "xares", "--task", "esc50"], 2, "leave --task away"),
         (["--suite", "xaers"], 1, 'Did you mean "xares"?'),
