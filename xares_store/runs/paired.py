@@ -55,7 +55,7 @@ def paired_runs(
         a, b = (np.concatenate([_error_counts(rows, table, items) for rows, table in side]) for side in tables)
         trained = np.repeat(np.arange(seeds), len(items))  # the score is a mean over folds and seeds
         strata = [f"{seed}/{fold}" for seed, (fold, *_) in zip(trained, items * seeds, strict=True)]
-        return len(items), paired_swap_rates(a, b, groups=groups)
+        return len(items), paired_swap_rates(a, b, strata=strata, groups=groups)
     if metric in ("string_map", "string_macro_f1"):
         published = store.read_run(runs_a[0]).protocol == "published"
         return len(items), _written_labels(task, metric, tables, items, trim=not published)
