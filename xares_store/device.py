@@ -20,6 +20,18 @@ def compute_threads() -> int:
     return min(usable_cores(), int(told)) if told.isdecimal() and int(told) > 0 else usable_cores()
 
 
+def launched_processes() -> int:
+    """Return how many processes ``accelerate launch`` or ``torchrun`` started together with this one; 1 alone."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return int(size) if size.isdecimal() and int(size) > 0 else 1
+
+
+def process_rank() -> int:
+    """Return the number of this process among those that ``accelerate launch`` or ``torchrun`` started; 0 alone."""
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() else 0
+
+
 def resolve_device(device: str) -> str:
     """Turn ``auto`` into the best device present and check that a named one exists.
 

@@ -18,6 +18,7 @@ from xares_store.cli.common import (
     lift,
     store_option,
 )
+from xares_store.device import process_rank
 from xares_store.probes.probe import PROBES
 
 if TYPE_CHECKING:
@@ -195,11 +196,13 @@ def evaluate(
                 sentence_encoder=sentence_encoder,
                 fluency_model=fluency_model,
             ),
-            quiet=False,
+            quiet=process_rank() > 0,
         )
     except KeyboardInterrupt:
         console.print("Interrupted. Finished runs are stored; the same command does only what is missing.")
         return INTERRUPTED
+    if process_rank() > 0:  # of several processes that train together, the first one reports
+        return _code(report)
     columns, rows, title = list(COLUMNS), [list(row) for row in _rows(report)], None
     if fmt == "table":
         title, columns, rows = lift(columns, rows, ("protocol", "metric", "dropped"))
@@ -210,6 +213,10 @@ def evaluate(
         console.print(f"note: {note}", markup=False, highlight=False)
     for pause in report.paused:
         console.print(f"paused: {pause}", markup=False, highlight=False)
+    return _code(report)
+
+
+def _code(report: EvaluateReport) -> int:
     return 1 if report.failed else PAUSED if report.paused else 0
 
 
