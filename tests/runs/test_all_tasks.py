@@ -17,6 +17,7 @@ from xares_store.kinds import PROBES_OF_KIND
 from xares_store.runs.embed import EmbedReport, embed
 from xares_store.runs.evaluate import EvaluateReport, evaluate
 from xares_store.store.store import Store
+from xares_store.targets import texts_of
 
 # librispeech and its sibling are made of the same files.
 SHARED = {"librispeech"}
@@ -106,6 +107,19 @@ def test_transcripts_are_stored_and_wait_for_a_language_model(
     assert found["trans"].to_pylist() == ["MISTER QUILTER"]
     with pytest.raises(ProbeError, match="a language model has to write"):
         evaluate(path, tasks=["librispeech"])
+
+
+def test_a_task_over_the_same_audio_reuses_its_frames(suite: tuple[Path, EmbedReport, EvaluateReport]) -> None:
+    """The gender of a reader, as a language model answers it, needs no embedding of its own."""
+    path, *_ = suite
+    before = len(Store.open(path).parts())
+    report = embed("logmel", ["llm-librispeech-gender"], store=path, data=path.parent / "data", device="cpu", workers=0)
+    assert (report.ok, report.parts, report.reused_shards, report.bad_labels) == (True, 0, 3, [])
+    assert len(Store.open(path).parts()) == before
+    task = load_task("llm-librispeech-gender")
+    labels = Store.open(path).sql("select label from clips where task = $task", {"task": task.audio_address})
+    texts = labels["label"].to_pylist()
+    assert {one.test for one in texts_of(task, texts, [str(row) for row in range(len(texts))])} == {("M",), ("F",)}
 
 
 def test_the_shards_are_the_published_ones() -> None:
