@@ -157,6 +157,7 @@ def test_fense_does_not_know_other_clips_and_double_references(tiny: StubbedMode
     np.testing.assert_allclose(score(tiny, CAPTIONS, [r + r for r in REFERENCES]).per_clip, plain.per_clip, atol=1e-6)
     published = score(tiny, CAPTIONS, REFERENCES, protocol="published")
     np.testing.assert_allclose(published.per_clip, plain.per_clip, atol=1e-6)
+    assert published.details["flagged"] == plain.details["flagged"] == 1  # clips, not their references
     weights = [len(texts) for texts in REFERENCES]
     assert published.value == round(float(np.average(plain.per_clip, weights=weights)), 4)
 

@@ -67,6 +67,12 @@ def test_the_last_output_at_the_first_token_of_cleaned_text(file: Path, content:
     assert np.ptp(found) > 0.01
 
 
+def test_a_tokenizer_that_keeps_capitals_sees_none(file: Path) -> None:
+    path = file.parent / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "do_lower_case": False}))
+    assert np.ptp(model_of(file).error_probability(["A Dog BARKS", "a dog barks"])) == 0
+
+
 def test_a_caption_is_judged_by_itself_and_cut_where_told(file: Path) -> None:
     model = model_of(file)
     together = model.error_probability(CAPTIONS)
