@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.fetch.server import RECORD, TASK, Zenodo, write_task
 from tests.fetch.test_fetch_download import SHARDS, complete, go, visible
 from xares_store.audio.shards import _matches
-from xares_store.catalog import iter_shipped
+from xares_store.catalog import iter_shipped, load_task
 from xares_store.cli import main
 from xares_store.errors import ConfigError, ShardError
 from xares_store.fetch import http
@@ -184,7 +184,26 @@ def test_every_shipped_task_says_where_its_shards_belong(task: Any, tmp_path: Pa
     ((name, message),) = fetch_task(task, data=tmp_path, offline=True).problems
     assert name == task.name
     assert str(tmp_path / task.folder) in message
-    assert all(pattern in message for group in task.split_patterns().values() for p in group for pattern in expand(p))
+    patterns = [pattern for group in task.split_patterns().values() for pattern in group]
+    names = [name for pattern in patterns for name in expand(pattern)]
+    for pattern in patterns:  # a long list is said as ranges
+        count = len(expand(pattern))
+        ranges = f"    {pattern} ({count} files)" if count > 1 else pattern
+        assert all(name in message for name in (expand(pattern) if len(names) <= 50 else [ranges]))
+
+
+def test_a_range_that_is_there_in_part_is_named_file_by_file(tmp_path: Path) -> None:
+    task = load_task("llm-aishell-1")
+    place = tmp_path / task.folder / "AISHELL-1" / "train"
+    place.mkdir(parents=True)
+    for number in range(100, 174):
+        (place / f"train_000{number}.tar.gz").write_bytes(b"")
+    ((_, message),) = fetch_task(task, data=tmp_path, offline=True).problems
+    lines = [line.strip() for line in message.splitlines() if line.startswith("    ")]
+    assert lines[0] == "AISHELL-1/test/test_000{000..011}.tar.gz (12 files)"
+    assert lines[1] == "AISHELL-1/train/train_000000.tar.gz"
+    assert lines[-1] == "and 51 more, up to AISHELL-1/train/train_000099.tar.gz"
+    assert "train_000100" not in message
     assert (f"zenodo.org/records/{task.data.zenodo}" in message) == bool(task.data.zenodo)
 
 

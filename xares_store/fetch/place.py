@@ -154,9 +154,10 @@ def by_hand(task: Task, folder: Path, absent: Sequence[str], reason: str) -> str
         reason: why they are not downloaded.
     """
     lines = [f"Nothing was downloaded: {reason}. Put these files into {folder}:"]
-    lines += [f"    {name}" for name in absent[:_LISTED]]
-    if len(absent) > _LISTED:
-        lines.append(f"    and {len(absent) - _LISTED} more, up to {absent[-1]}")
+    named = list(absent) if len(absent) <= _LISTED else _as_ranges(task, absent)
+    lines += [f"    {name}" for name in named[:_LISTED]]
+    if len(named) > _LISTED:
+        lines.append(f"    and {len(named) - _LISTED} more, up to {named[-1]}")
     origins = sources(task)
     if not origins and task.private:
         origins = ["the owner of the data; this task is private"]
@@ -165,6 +166,17 @@ def by_hand(task: Task, folder: Path, absent: Sequence[str], reason: str) -> str
     )
     lines.append("  next:  the same command with --offline says what is still missing then.")
     return "\n".join(lines)
+
+
+def _as_ranges(task: Task, absent: Sequence[str]) -> list[str]:
+    """Write names as their pattern where every name that its braces stand for is among them."""
+    lacking, named, said = set(absent), list[str](), set[str]()
+    for pattern in (pattern for group in task.split_patterns().values() for pattern in group):
+        names = {PurePosixPath(name).as_posix() for name in expand(pattern)}
+        if len(names) > 1 and names <= lacking:
+            named.append(f"{pattern} ({len(names)} files)")
+            said |= names
+    return [*named, *(name for name in absent if name not in said)]
 
 
 def sources(task: Task) -> list[str]:
