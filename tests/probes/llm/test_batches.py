@@ -244,11 +244,11 @@ def test_memory_is_that_of_two_pools_or_of_the_budget(tmp_path: Path, monkeypatc
     assert peak(1 << 20) < (1 << 20) + slack < pool
 
 
-LENGTHS = st.lists(st.integers(1, 300), max_size=40)
+LENGTHS = st.lists(st.integers(1, 12), max_size=40) | st.lists(st.integers(1, 300), max_size=40)
 
 
 @settings(max_examples=200, deadline=None)
-@given(lengths=LENGTHS, budget=st.integers(1, 1000))
+@given(lengths=LENGTHS, budget=st.integers(1, 60) | st.integers(1, 1000))
 def test_parts_fit_the_budget_and_hold_every_example_once(lengths: list[int], budget: int) -> None:
     clip = np.zeros((1, 1), np.float32)
     examples = [Example(clip, (), (0,) * length, str(number)) for number, length in enumerate(lengths)]
@@ -269,3 +269,10 @@ def test_parts_fit_the_budget_and_hold_every_example_once(lengths: list[int], bu
         longest = max(len(one.target) for one in part)
         assert len(part) == 1 or len(part) * longest <= budget
         assert after is None or (len(part) + 1) * longest > budget  # no room was left
+
+
+def test_a_part_is_filled_to_the_budget() -> None:
+    clip = np.zeros((1, 1), np.float32)
+    examples = [Example(clip, (), (), str(length)) for length in (3, 6, 5, 20, 4, 6)]
+    parts = micro_batches(examples, lambda one: int(one.name), 12)
+    assert [[int(one.name) for one in part] for part in parts] == [[20], [6, 6], [5, 4], [3]]

@@ -160,15 +160,17 @@ def test_epochs_and_seeds_differ_and_equal_seeds_are_equal() -> None:
 def test_a_task_alone_follows_its_own_order_block_by_block() -> None:
     each = source(np.random.default_rng(0).integers(500, 3000, 600).tolist(), 2, dim=1024)
     mixture = Mixture([each], [7.0], batch_size=4, bucket=4, seed=5)
-    found = in_order(mixture, 0, 1200)
-    clips, bound = each.frames.drawn(each.rows, epoch=(5, 0, 0, 1))
-    assert len(bound) > 10
-    for first, last in pairwise(bound):
-        block = found[2 * first : 2 * last]
-        assert sorted(block) == sorted((row, text) for row in clips[first:last].tolist() for text in (0, 1))
-        assert block != sorted(block)
+    found = in_order(mixture, 0, 2400)
+    for epoch in range(2):
+        clips, bound = each.frames.drawn(each.rows, epoch=(5, 0, epoch, 1))
+        assert len(bound) > 10
+        for first, last in pairwise(1200 * epoch + 2 * bound):
+            block = found[first:last]
+            here = clips[(first - 1200 * epoch) // 2 : (last - 1200 * epoch) // 2].tolist()
+            assert sorted(block) == sorted((row, text) for row in here for text in (0, 1))
+            assert block != sorted(block)
     many = Mixture([each, source([10] * 50)], [0.9, 0.1], batch_size=4, bucket=4, seed=5)
-    assert in_order(many, 0, 1200) == found  # company changes nothing
+    assert in_order(many, 0, 2400) == found  # company changes nothing
 
 
 def test_a_pool_is_sorted_by_length_and_its_batches_are_shuffled() -> None:

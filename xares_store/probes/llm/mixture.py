@@ -182,7 +182,7 @@ class _Order:
     """The items of one task, epoch after epoch: the order of one epoch's clips and of one block's items are held."""
 
     def __init__(self, source: Source, seed: tuple[int, int]) -> None:
-        self._frames, self._rows, self._seed = source.frames, source.rows[source.n_texts > 0], seed
+        self._frames, self._rows, self._seed = source.frames, source.rows, seed
         self._n_texts = np.zeros(len(source.frames.n_frames), np.int64)
         self._n_texts[source.rows] = source.n_texts
         self._size = int(source.n_texts.sum())
