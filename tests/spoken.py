@@ -7,7 +7,7 @@ renderings are alike and a clip's letters can only be found by listening.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,7 @@ name = "iwer"
 
 @dataclass(frozen=True)
 class Spoken:
-    """A generated task: the data root, the task file, the shards, and the texts of each split, clip by clip."""
+    """A generated task: the data root, the task file, the shards, and what is said in each split, clip by clip."""
 
     root: Path
     task: Path
@@ -106,6 +106,7 @@ def write_spoken(
     kind: str = "transcript",
     prompt: str = "spell",
     extra: str = "",
+    shuffled: bool = False,
     seed: int = 0,
 ) -> Spoken:
     """Write shards ``<folder>/<name>/<split>-<n>.tar`` and the task ``<folder>/<name>.toml``; equal seeds give equal bytes.
@@ -119,6 +120,7 @@ def write_spoken(
         kind: ``transcript`` or ``text``.
         prompt: of the task.
         extra: further lines of the task file.
+        shuffled: label every sound with what is said in the next clip of its split.
         seed: of texts and sounds.
     """
     rng = np.random.default_rng(seed)
@@ -126,19 +128,15 @@ def write_spoken(
     said = {split: [next(drawn) for _ in range(count)] for split, count in clips.items()}
     shards: list[Path] = []
     for split, lines in said.items():
+        labels = [*lines[1:], *lines[:1]] if shuffled else lines
+        clips_of = [*enumerate(zip(lines, labels, strict=True))]
         for number, first in enumerate(range(0, len(lines), SHARD_CLIPS)):
-            members = _members(split, first, lines[first : first + SHARD_CLIPS], rng)
+            members: list[tuple[str, bytes]] = []
+            for index, (line, label) in clips_of[first : first + SHARD_CLIPS]:
+                members.append((f"{split}{index:04d}.wav", wav(speak(line, rng))))
+                members.append((f"{split}{index:04d}.json", json.dumps({"trans": label}).encode()))
             shards.append(write_tar(folder / name / f"{split}-{number:06d}.tar", members))
     splits = "".join(f'{split} = ["{split}-*.tar"]\n' for split in clips)
     task = folder / f"{name}.toml"
     task.write_text(TASK.format(name=name, splits=splits, kind=kind, prompt=prompt, extra=extra))
     return Spoken(folder, task, shards, said)
-
-
-def _members(split: str, first: int, lines: Sequence[str], rng: np.random.Generator) -> list[tuple[str, bytes]]:
-    members: list[tuple[str, bytes]] = []
-    for index, line in enumerate(lines, first):
-        key = f"{split}{index:04d}"
-        members.append((f"{key}.wav", wav(speak(line, rng))))
-        members.append((f"{key}.json", json.dumps({"trans": line}).encode()))
-    return members
