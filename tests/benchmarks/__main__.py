@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("embed", "decode", "evaluate", "probes", "frames", "import", "suite")
+NAMES = ("embed", "decode", "evaluate", "probes", "frames", "import", "llm", "suite")
 
 
 def main() -> int:

@@ -109,3 +109,25 @@ def test_uneven_input_is_refused():
         wer(["a"], [])
     with pytest.raises(MetricError):
         string_accuracy([], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("don’t — stop", "dont stop"),
+        ("«Ça va?» ¿Sí!", "ça va sí"),
+        ("你好。世界、", "你好世界"),
+        ("你 好 ok 世 界", "你好 ok 世界"),
+        ("カタ カナ", "カタカナ"),
+        ("100 % $5", "100 5"),
+        ("  ", ""),
+    ],
+)
+def test_every_script(text: str, plain: str) -> None:
+    assert normalise(text, every_script=True) == plain
+
+
+@given(st.text(alphabet="aB é-—_.,;’“”¿。、！你世界カナ３ﬁ \t$", max_size=30))
+def test_every_script_is_stable(text: str) -> None:
+    once = normalise(text, every_script=True)
+    assert normalise(once, every_script=True) == once

@@ -38,7 +38,7 @@ schedule = "linear"
 batch_size = 4
 {length}
 bucket = 4
-frame_budget = 256
+frame_budget = {budget}
 checkpoint_s = {checkpoint_s}
 {selection}
 [generation]
@@ -80,6 +80,7 @@ def write_recipe(
     epochs: int | None = None,
     lora: bool = True,
     checkpoint_s: float = 60.0,
+    budget: int = 256,
 ) -> Path:
     """Write a recipe's file and return it."""
     path = folder / f"{name}.toml"
@@ -93,6 +94,7 @@ def write_recipe(
             lora="[lora]\nr = 2\nalpha = 4\ndropout = 0.1\n" if lora else "",
             length=f"epochs = {epochs}" if epochs else f"steps = {steps}",
             checkpoint_s=float(checkpoint_s),
+            budget=budget,
             selection="[selection]\nclips = 4\n" if epochs else "",
         )
     )
@@ -133,7 +135,7 @@ def write_naming(root: Path) -> Path:
     return path
 
 
-def make(root: Path) -> Llm:
+def make(root: Path, *, budget: int = 256) -> Llm:
     """Generate audio, embed it, and write decoder and recipes."""
     data = root / "data"
     spelling = write_spoken(data, name="spelling", clips=CLIPS, letters=LETTERS, length=(2, 3))
@@ -146,7 +148,7 @@ def make(root: Path) -> Llm:
         spelling.task,
         naming,
         decoder,
-        write_recipe(root, decoder, name="joint", joint=True),
+        write_recipe(root, decoder, name="joint", joint=True, budget=budget),
         write_recipe(root, decoder, name="alone", joint=False, epochs=2, lora=False),
         store,
     )

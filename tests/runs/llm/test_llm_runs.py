@@ -131,6 +131,8 @@ def test_seeds_are_counted_and_differ(llm: Llm, tmp_path: Path) -> None:
     store = llm.fresh(tmp_path / "s")
     report = evaluate(store, tasks=[str(llm.naming)], probes=["llm"], seeds=2, llm=_joint(llm, max_steps=3))
     assert [result.seed for result in report.results] == [42, 43]
+    (line,) = store.sql("select n_seeds from leaderboard where probe = 'llm'").to_pylist()
+    assert line["n_seeds"] == 2
     one, other = (read_tensors(store.path, result.run_id) for result in report.results)
     assert any((one[name] != other[name]).any() for name in one)
 
@@ -338,4 +340,7 @@ def test_shares_of_a_mixture() -> None:
         assert sum(shares) == pytest.approx(1.0)
         expected = recipe.mixtures[suite].shares()
         assert dict(zip(suites()[suite], shares, strict=True)) == pytest.approx(expected)
-    assert mixture_of(recipe, [load_task("llm-clotho"), load_task("librispeech")]) == ("2 tasks", (0.5, 0.5))
+    name, shares = mixture_of(recipe, [load_task("llm-clotho"), load_task("librispeech")])
+    assert shares == (0.5, 0.5)
+    assert name.startswith("2 tasks ")
+    assert name != mixture_of(recipe, [load_task("llm-mecat"), load_task("librispeech")])[0]

@@ -321,9 +321,18 @@ def test_published_transcripts_are_only_made_lower_case() -> None:
     )
     assert overall(published)["iwer"]["value"] == 0.0
     assert column(published, "correct") == [False, True]
-    assert [one.details["text"]["normaliser"] for one in (score(task, features, written), published)] == ["1", "lower case"]  # fmt: skip
+    assert [one.details["text"]["normaliser"] for one in (score(task, features, written), published)] == ["2", "lower case"]  # fmt: skip
     other = score(make_task("iwer"), features, written, protocol="published")
     assert overall(other)["iwer"]["value"] == 1.0  # XARES-LLM normalised
+
+
+def test_punctuation_and_spaces_of_chinese_are_no_errors_under_strict() -> None:
+    features, written = make_features([("你好。 世界、",)]), ["你 好世界"]
+    task = make_task("icer", kind="text")
+    strict, published = score(task, features, written), score(task, features, written, protocol="published")
+    assert overall(strict)["icer"]["value"] == 1.0
+    assert overall(published)["icer"]["value"] == pytest.approx(1 - 4 / 7)
+    assert [one.details["text"]["normaliser"] for one in (strict, published)] == ["2", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -449,7 +458,7 @@ def test_details_and_tensors_are_kept() -> None:
     found = score(make_task("iwer"), make_features([("dog",)]), [""], details={"folds": [1]}, tensors=tensors)
     assert found.details["folds"] == [1]
     assert found.details["text"] == {
-        "normaliser": "1",
+        "normaliser": "2",
         "n_references": 1,
         "empty_hypotheses": 1,
         "corrupt_references_dropped": 0,

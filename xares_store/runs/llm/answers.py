@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +11,12 @@ import numpy.typing as npt
 
 from xares_store.errors import MetricError
 from xares_store.metrics.strings import labels_of
-from xares_store.metrics.text import looks_corrupt, normalise
+from xares_store.metrics.text import NORMALISER_VERSION, UNICODE_NORMALISER_VERSION, looks_corrupt, normalise, unspaced
 from xares_store.protocol import Fold
 from xares_store.runs.features import Features
 from xares_store.task import Task
 
 Values = npt.NDArray[np.float64]
-
-# Unicode names of letters that are written without spaces between words.
-_UNSPACED = ("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA")
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,14 @@ class Form:
 
     def comparable(self, text: str) -> str:
         """Return a text as its words and letters are counted."""
-        return normalise(text, lowercase_only=self.lowercase_only)
+        return normalise(text, lowercase_only=self.lowercase_only, every_script=not self.every_pair)
+
+    @property
+    def normaliser(self) -> str:
+        """What brings texts to that form, as score records say it."""
+        if self.lowercase_only:
+            return "lower case"
+        return NORMALISER_VERSION if self.every_pair else UNICODE_NORMALISER_VERSION
 
     def same(self, text: str) -> str | tuple[str, ...]:
         """Return what two texts that say the same share: of labels, their order and white space do not count."""
@@ -199,10 +202,6 @@ def _joined(texts: Sequence[str]) -> str:
     """Join texts that follow each other, by a space where the script has any."""
     result = ""
     for text in (text.strip() for text in texts):
-        gap = result and text and not (_unspaced(result[-1]) and _unspaced(text[0]))
+        gap = result and text and not (unspaced(result[-1]) and unspaced(text[0]))
         result += (" " if gap else "") + text
     return result if len(texts) > 1 else texts[0]
-
-
-def _unspaced(letter: str) -> bool:
-    return unicodedata.name(letter, "").startswith(_UNSPACED)

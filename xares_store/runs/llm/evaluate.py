@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from xares_store.errors import ConfigError
 from xares_store.probes.llm.decoder import load_tokenizer
 from xares_store.probes.llm.ranks import Ranks, local_device
 from xares_store.runs.features import Features, load_features
+from xares_store.runs.llm.footprint import Footprint, footprint
 from xares_store.runs.llm.material import Material, make_material
 from xares_store.runs.llm.prepare import Prepared, check_context, prepare
 from xares_store.runs.llm.text_scores import Likelihood, score_texts
@@ -121,6 +122,7 @@ class _Evaluation:
     deadline: float | None
     quiet: bool
     ranks: Ranks = field(init=False)
+    footprint: Footprint = field(init=False)
     first_run: str | None = field(init=False, default=None)  # whose file of weights the other tasks' runs share
 
     def run(self, missing: Sequence[int]) -> None:
@@ -128,9 +130,9 @@ class _Evaluation:
         set_threads()
         self.ranks = Ranks(torch.device(self._device()))
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        identity = self.prepared.training_id(self.request, self.seed)
+        identity = f"{self.prepared.training_id(self.request)}-s{self.seed}"
         folder = self.store.path / TRAINING / identity
-        known = self._stored(identity)
+        known = self._stored()
         written = {number: _Written() for number in missing}
         n_folds = len(self.features[0].folds)
         for place in range(n_folds):
@@ -161,7 +163,16 @@ class _Evaluation:
         fold = materials[0].fold.name
         prefix = f"fold-{fold}."
         own = {name.removeprefix(prefix): value for name, value in known.items() if name.startswith(prefix)}
-        title = f"{prepared.mixture}: training" + (f" {fold}" if len(self.features[0].folds) > 1 else "")
+        size = footprint(
+            prepared,
+            materials,
+            device=self._device(),
+            memory_bytes=request.memory_bytes,
+            given=request.llm.frame_budget is not None,
+        )
+        self.footprint = size
+        prepared = replace(prepared, wanted=replace(prepared.wanted, recipe=size.recipe))
+        title = f"{prepared.mixture} ({size.words}): training" + (f" {fold}" if len(self.features[0].folds) > 1 else "")
         with Meter(title, total=1.0, quiet=self.quiet) as meter:
             before = 0.0
 
@@ -191,11 +202,11 @@ class _Evaluation:
     def _device(self) -> str:
         return local_device(resolve_device(self.request.device))
 
-    def _stored(self, identity: str) -> dict[str, np.ndarray]:
+    def _stored(self) -> dict[str, np.ndarray]:
         """Return the weights of the same training from a run that the store has already."""
         rows = self.store.sql(
-            "select run_id from runs where probe = 'llm' and json_extract_string(settings, '$.training') = $training",
-            {"training": identity},
+            "select run_id from runs where probe = 'llm' and seed = $seed and json_extract_string(settings, '$.training') = $training",
+            {"training": self.prepared.training_id(self.request), "seed": self.seed},
         )
         for run_id in rows.column("run_id").to_pylist():
             return read_tensors(self.store.path, run_id)
@@ -203,9 +214,9 @@ class _Evaluation:
 
     def _write(self, taught: Taught, material: Material, written: _Written, seconds: float) -> None:
         began = time.perf_counter()
-        recipe, model = self.prepared.recipe, taught.model
+        recipe, model = self.footprint.recipe, taught.model
         rows, room = material.fold.test, check_context(self.prepared, len(material.prompt))
-        scored_labels = "score_labels" in self.prepared.settings(material.task, self.request, self.seed)
+        scored_labels = "score_labels" in self.prepared.settings(material.task, self.request)
         passes = 2 if scored_labels else 1
         with Meter(f"{material.task.name}: writing", total=passes * len(rows), quiet=self.quiet) as meter:
             advance: Callable[[int], None] = meter.advance
@@ -244,7 +255,7 @@ class _Evaluation:
                 "crop_frames": taught.course.crop_frames[position],
                 "unfinished": sum(not answer.finished for answer in answers),
                 "cut": cut,
-                "notes": trained.notes,
+                "notes": [*self.footprint.notes, *trained.notes],
             }
         )
         prefix = f"fold-{fold}."
@@ -266,6 +277,7 @@ class _Evaluation:
                 "folds": written.details,
                 "recipe": prepared.recipe.model_dump(mode="json", exclude_none=True, exclude={"mixtures"}),
                 "separator": taught.separator.name,
+                "memory": asdict(self.footprint.estimate) | {"available": self.footprint.available},
             },
             likelihood=Likelihood(written.labels, written.likelihoods) if written.likelihoods else None,
             tensors=written.tensors,
@@ -276,7 +288,7 @@ class _Evaluation:
             task,
             "llm",
             request,
-            prepared.settings(task, request, self.seed),
+            prepared.settings(task, request),
             self.seed,
             prepared.digests[number],
             scored,

@@ -69,22 +69,21 @@ class Prepared:
             "tasks": {task.name: task.fingerprint[:16] for task in self.tasks},
         }
 
-    def training_id(self, request: Request, seed: int) -> str:
-        """Return the name of a training: equal weights, equal names."""
+    def training_id(self, request: Request) -> str:
+        """Return the name of a training, whatever its seed and fold: equal weights, equal names."""
         identity = {
             **self.training(request),
             "encoder": self.encoder,
             "protocol": request.protocol,
             "where": request.where,
             "probe_version": PROBES["llm"].version,
-            "seed": seed,
         }
         del identity["decoder"]  # a folder's name decides nothing
-        return f"{self.recipe.name}-s{seed}-{fingerprint(identity)[:16]}"
+        return f"{self.recipe.name}-{fingerprint(identity)[:16]}"
 
-    def settings(self, task: Task, request: Request, seed: int) -> dict[str, Any]:
+    def settings(self, task: Task, request: Request) -> dict[str, Any]:
         """Return the complete settings of a task's run."""
-        found = {**self.training(request), "training": self.training_id(request, seed)}
+        found = {**self.training(request), "training": self.training_id(request)}
         for name in (
             "embeddings",
             "tasks",
@@ -101,7 +100,7 @@ class Prepared:
     def run_id(self, number: int, request: Request, seed: int) -> str:
         """Return the name of the run of the ``number``-th task."""
         task = self.tasks[number]
-        settings = self.settings(task, request, seed)
+        settings = self.settings(task, request)
         return run_name(self.encoder, task, "llm", request, settings, seed, self.digests[number])
 
 
@@ -167,7 +166,7 @@ def mixture_of(recipe: Recipe, tasks: Sequence[Task]) -> tuple[str, tuple[float,
             total = sum(shares[name] for name in names)
             title = title if len(names) == len(shares) else f"{len(names)} of {title}"
             return title, tuple(shares[name] / total for name in names)
-    return f"{len(names)} tasks", (1.0 / len(names),) * len(names)
+    return f"{len(names)} tasks {fingerprint({'tasks': sorted(names)})[:8]}", (1.0 / len(names),) * len(names)
 
 
 def steps_of(prepared: Prepared, steps_per_epoch: int, max_steps: int | None) -> int:

@@ -25,7 +25,7 @@ from xares_store.metrics.resampling import (
 )
 from xares_store.metrics.statistics import Interval
 from xares_store.metrics.strings import confusion, f1_of_matrices, label_matrices, labels_of, map_of_matrices
-from xares_store.metrics.text import NORMALISER_VERSION, Unit, error_counts
+from xares_store.metrics.text import Unit, error_counts
 from xares_store.runs.llm.answers import Answers, answers_of
 from xares_store.runs.score import JOINED, Scored, mean_intervals, prediction_table, score_entries
 
@@ -119,7 +119,7 @@ def score_texts(
     main = found[0]
     columns: list[dict[str, Any]] = [{} for _ in folds]
     text: dict[str, Any] = {
-        "normaliser": "lower case" if folds[0].form.lowercase_only else NORMALISER_VERSION,
+        "normaliser": folds[0].form.normaliser,
         "n_references": sum(len(one.item) for one in folds),
         "empty_hypotheses": sum(not one.form.comparable(written) for one in folds for written in one.hypotheses),
         "corrupt_references_dropped": sum(one.n_corrupt for one in folds),
