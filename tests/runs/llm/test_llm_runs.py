@@ -234,6 +234,17 @@ def _steps(store: Store) -> int:
     return 0
 
 
+def test_two_commands_do_not_train_the_same_at_once(llm: Llm, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    store = llm.fresh(tmp_path / "s")
+    evaluate(store, tasks=llm.tasks, probes=["llm"], llm=_joint(llm, time_budget_s=1e-9))
+    (folder,) = (store.path / "training").iterdir()
+    with FileLock(folder / "lock"), pytest.raises(StoreError, match="Another process"):
+        evaluate(store, tasks=llm.tasks, probes=["llm"], llm=_joint(llm))
+    assert len(evaluate(store, tasks=llm.tasks, probes=["llm"], llm=_joint(llm)).results) == 2
+
+
 def test_a_damaged_checkpoint_is_refused(llm: Llm, tmp_path: Path) -> None:
     store = llm.fresh(tmp_path / "s")
     evaluate(store, tasks=llm.tasks, probes=["llm"], llm=_joint(llm, time_budget_s=1e-9))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from xares_store.device import resolve_device, set_threads
-from xares_store.errors import ConfigError
+from xares_store.errors import ConfigError, StoreError
 from xares_store.probes.llm.decoder import load_tokenizer
 from xares_store.probes.llm.ranks import Ranks, local_device
 from xares_store.runs.features import Features, load_features
@@ -35,6 +36,7 @@ from xares_store.runs.progress import Meter
 from xares_store.runs.provenance import describe_device
 from xares_store.runs.request import Request
 from xares_store.runs.result import EvaluateReport, result_of, run_record
+from xares_store.store.files import disk_errors
 from xares_store.store.run import read_tensors
 from xares_store.store.store import Store
 from xares_store.task import Task
@@ -132,6 +134,35 @@ class _Evaluation:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         identity = f"{self.prepared.training_id(self.request)}-s{self.seed}"
         folder = self.store.path / TRAINING / identity
+        with self._alone(folder):
+            self._run(folder, identity, started, missing)
+        if self.ranks.first and all(
+            self.store.has_run(self.prepared.run_id(n, self.request, self.seed)) for n in range(len(self.features))
+        ):
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another training is under way
+                folder.parent.rmdir()
+
+    @contextlib.contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """Keep other processes out of the folder, those aside that were launched together with this one."""
+        if not self.ranks.first:
+            yield
+            return
+        with disk_errors(folder, "making the folder of the training"):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            with lock.acquire(timeout=0):
+                yield
+        except Timeout:
+            raise StoreError(
+                "Another process is at this very training.",
+                where=folder,
+                hint="Wait for it; afterwards this command finds its scores in the store.",
+            ) from None
+
+    def _run(self, folder: Path, identity: str, started: str, missing: Sequence[int]) -> None:
         known = self._stored()
         written = {number: _Written() for number in missing}
         n_folds = len(self.features[0].folds)
@@ -143,12 +174,6 @@ class _Evaluation:
                 self._write(taught, materials[number], written[number], share)
                 if place == n_folds - 1:
                     self._store(number, written[number], started, taught)
-        if self.ranks.first and all(
-            self.store.has_run(self.prepared.run_id(n, self.request, self.seed)) for n in range(len(self.features))
-        ):
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another training is under way
-                folder.parent.rmdir()
 
     def _taught(
         self, place: int, folder: Path, identity: str, known: dict[str, np.ndarray]
