@@ -208,6 +208,17 @@ def test_activation_checkpointing_changes_no_gradient(tiny: Path) -> None:
         torch.testing.assert_close(value, gradients[1][name])
 
 
+def test_text_is_written_as_precisely_as_it_was_learnt(tiny: Path) -> None:
+    recipe = load_recipe("xares-llm")
+    half = recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": "bf16"})})
+    example = _examples("xares-llm")[0]
+    whole, rounded = (_model(tiny, one).label_scores(example, [(2,), (3,)]) for one in (recipe, half))
+    assert (whole != rounded).all()
+    np.testing.assert_allclose(whole, rounded, atol=0.2)
+    single = recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": "fp16"})})
+    np.testing.assert_array_equal(_model(tiny, single).label_scores(example, [(2,), (3,)]), whole)
+
+
 def test_state_comes_back(tiny: Path) -> None:
     one, other = _model(tiny, "xares-llm", seed=1), _model(tiny, "xares-llm", seed=2)
     examples = _examples("xares-llm")

@@ -234,6 +234,28 @@ def _steps(store: Store) -> int:
     return 0
 
 
+def test_writing_divides_a_batch_that_does_not_fit(llm: Llm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from xares_store.probes.llm.model import AudioLm
+
+    whole, store = llm.fresh(tmp_path / "whole"), llm.fresh(tmp_path / "s")
+    options = _joint(llm, max_steps=2, frame_budget=4096)
+    expected = evaluate(whole, tasks=[llm.tasks[0]], probes=["llm"], llm=options).results[0]
+    write = AudioLm.write
+
+    def small(self: AudioLm, examples: Any, **generation: Any) -> Any:
+        if len(examples) > 2:
+            raise torch.OutOfMemoryError("too large")
+        return write(self, examples, **generation)
+
+    monkeypatch.setattr(AudioLm, "write", small)
+    found = evaluate(store, tasks=[llm.tasks[0]], probes=["llm"], llm=options).results[0]
+    one, other = (read_predictions(s.path, expected.run_id) for s in (whole, store))
+    assert found.run_id == expected.run_id
+    assert one.column("prediction") == other.column("prediction")
+
+
 def test_two_commands_do_not_train_the_same_at_once(llm: Llm, tmp_path: Path) -> None:
     from filelock import FileLock
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +133,8 @@ class AudioLm(nn.Module):
     @torch.no_grad()
     def teacher_forced(self, examples: Sequence[Example]) -> list[str]:
         """Return what is most likely at each place of the answer when all of the answer before it is given."""
-        layout, logits = self._forward(examples)
+        with self._precision():
+            layout, logits = self._forward(examples)
         labels = layout.labels[:, -logits.shape[1] + 1 :]
         best = logits[:, :-1].argmax(dim=-1)
         return [self._said(row[label != IGNORE].tolist()) for row, label in zip(best, labels, strict=True)]
@@ -147,7 +149,7 @@ class AudioLm(nn.Module):
             repetition_penalty: divides the logits of tokens already written; 1 changes nothing.
         """
         layout = self._layout(examples, answers=False)
-        with quiet_transformers():
+        with quiet_transformers(), self._precision():
             found = self.decoder.generate(
                 inputs_embeds=self._embedded(examples, layout),
                 attention_mask=layout.attention,
@@ -183,7 +185,8 @@ class AudioLm(nn.Module):
             ``(labels,)``, each 0 at most.
         """
         layout = self._layout([example], answers=False)
-        prefix = self._embedded([example], layout)[0]
+        with self._precision():
+            prefix = self._embedded([example], layout)[0]
         room = max(1, budget - len(prefix))
         scores: list[float] = []
         first = 0
@@ -192,9 +195,17 @@ class AudioLm(nn.Module):
             while last < len(labels) and (last == first or used + len(labels[last]) <= room):
                 used += len(labels[last])
                 last += 1
-            scores += self._packed(prefix, labels[first:last])
+            with self._precision():
+                scores += self._packed(prefix, labels[first:last])
             first = last
         return np.asarray(scores)
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """Return the context in which text is written: as precise as training was, float32 where a CPU lacks fp16."""
+        precision, device = self.recipe.training.precision, self.device.type
+        if precision == "fp32" or (precision == "fp16" and device == "cpu"):
+            return nullcontext()
+        return torch.autocast(device, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
     def _said(self, ids: Sequence[int]) -> str:
         """Return text without the separator, which some vocabularies do not count among the special tokens."""
@@ -210,8 +221,10 @@ class AudioLm(nn.Module):
         length = n_prefix + len(ids)
         allowed = torch.ones(length, length, dtype=torch.bool, device=device).tril()
         allowed[n_prefix:, n_prefix:] &= owner[:, None] == owner[None, :]
-        mask = torch.zeros(1, 1, length, length, dtype=embeds.dtype, device=device)
-        mask.masked_fill_(~allowed, torch.finfo(embeds.dtype).min)
+        mask = allowed[None, None]
+        if getattr(self.text.model.config, "_attn_implementation", None) != "sdpa":  # others add a mask to the scores
+            zeros = torch.zeros(1, 1, length, length, dtype=embeds.dtype, device=device)
+            mask = zeros.masked_fill_(~mask, torch.finfo(embeds.dtype).min)
         positions = torch.cat([torch.arange(n_prefix, device=device), n_prefix + place])[None]
         # Only the last position of the audio and prompt and the labels' own predict anything.
         options: dict[str, Any] = {"logits_to_keep": len(ids) + 1} if self._limits_logits else {}

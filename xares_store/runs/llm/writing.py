@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from xares_store.errors import ProbeError
 from xares_store.metrics.text import normalise
 from xares_store.probes.llm.batches import micro_batches
 from xares_store.probes.llm.examples import Example
@@ -83,13 +85,29 @@ def write_about(
             recipe.training.frame_budget,
         )
         for batch in batches:
-            written = model.write(
-                batch, max_new_tokens=generation.max_new_tokens, repetition_penalty=generation.repetition_penalty
-            )
+            written = _write(model, batch, recipe)
             for example, one in zip(batch, written, strict=True):
                 found[by_name[id(example)]] = one
             progress(len(batch))
     return [found[row] for row in rows.tolist()], cut
+
+
+def _write(model: AudioLm, batch: Sequence[Example], recipe: Recipe) -> list[Written]:
+    """Write about a batch; where it does not fit into the accelerator's memory, about its halves."""
+    generation = recipe.generation
+    try:
+        return model.write(
+            batch, max_new_tokens=generation.max_new_tokens, repetition_penalty=generation.repetition_penalty
+        )
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise ProbeError(
+                "The accelerator's memory does not suffice to write about one clip.",
+                where=batch[0].name,
+                hint="Use --precision bf16, a --stride, or --device cpu.",
+            ) from None
+    half = len(batch) // 2  # not inside the handler: the error keeps what was being computed alive
+    return _write(model, batch[:half], recipe) + _write(model, batch[half:], recipe)
 
 
 def label_likelihoods(
