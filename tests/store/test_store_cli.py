@@ -47,6 +47,7 @@ def test_info_ls_du(full: Store) -> None:
         "embeddings",
         "runs",
         "index",
+        "training",
         "other",
     }
     assert "MB" in _store(full, "du").stdout

@@ -30,6 +30,7 @@ __all__ = [
     "RUN_MANIFEST",
     "STORE_MANIFEST",
     "TASKS",
+    "TRAINING",
     "FileEntry",
     "PartAddress",
     "PartManifest",
@@ -50,6 +51,7 @@ STORE_MANIFEST = "store.json"
 PART_MANIFEST = "part.json"
 RUN_MANIFEST = "run.json"
 ENCODERS, TASKS, EMBEDDINGS, RUNS = "encoders", "tasks", "embeddings", "runs"
+TRAINING = "training"  # checkpoints of trainings that have not ended
 INDEX = "index.duckdb"
 
 CLIP_SCHEMA = pa.schema(

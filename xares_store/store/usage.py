@@ -18,6 +18,7 @@ from xares_store.store.layout import (
     INDEX,
     RUN_MANIFEST,
     RUNS,
+    TRAINING,
     RunManifest,
     load_manifest,
     safe_segment,
@@ -101,11 +102,11 @@ def du(store: Store) -> list[dict[str, Any]]:
         full = row.pop("float32")
         found.append({**row, "bytes": size, "ratio": size / full if full else None})
     plain = {"encoder": None, "task": None, "parts": None, "clips": None, "frames": None, "ratio": None}
-    runs, index = size_of(store.path / RUNS), size_of(store.path / INDEX)
-    other = size_of(store.path) - runs - index - sum(row["bytes"] for row in found)
-    rest = [
-        {**plain, "what": what, "bytes": size} for what, size in (("runs", runs), ("index", index), ("other", other))
-    ]
+    sizes = {
+        name: size_of(store.path / path) for name, path in (("runs", RUNS), ("index", INDEX), ("training", TRAINING))
+    }
+    other = size_of(store.path) - sum(sizes.values()) - sum(row["bytes"] for row in found)
+    rest = [{**plain, "what": what, "bytes": size} for what, size in (*sizes.items(), ("other", other))]
     return [*found, *rest]
 
 

@@ -24,7 +24,7 @@ from xares_store.runs.llm.footprint import Footprint, footprint
 from xares_store.runs.llm.material import Material, make_material
 from xares_store.runs.llm.prepare import Prepared, check_context, prepare
 from xares_store.runs.llm.text_scores import Likelihood, score_texts
-from xares_store.runs.llm.training import TRAINING, Taught, separator_of, teach
+from xares_store.runs.llm.training import Taught, separator_of, teach
 from xares_store.runs.llm.writing import (
     label_likelihoods,
     labels_of,
@@ -37,6 +37,7 @@ from xares_store.runs.provenance import describe_device
 from xares_store.runs.request import Request
 from xares_store.runs.result import EvaluateReport, result_of, run_record
 from xares_store.store.files import disk_errors
+from xares_store.store.layout import TRAINING
 from xares_store.store.run import read_tensors
 from xares_store.store.store import Store
 from xares_store.task import Task

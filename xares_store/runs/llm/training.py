@@ -21,8 +21,6 @@ from xares_store.runs.llm.prepare import Prepared, check_context, steps_of
 from xares_store.runs.llm.selecting import make_validate
 from xares_store.runs.request import Request
 
-TRAINING = "training"
-
 
 @dataclass(frozen=True)
 class Separator:
