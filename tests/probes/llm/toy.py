@@ -27,9 +27,10 @@ class Toy(nn.Module):
     Args:
         dropout: of the hidden layer.
         room: positions, padding included, that fit into its memory.
+        separators: further tokens that are learnt before each answer.
     """
 
-    def __init__(self, *, dropout: float = 0.0, room: float = float("inf"), seed: int = 0) -> None:
+    def __init__(self, *, dropout: float = 0.0, room: float = float("inf"), seed: int = 0, separators: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.projector = nn.Linear(DIM, WIDTH)
@@ -37,7 +38,7 @@ class Toy(nn.Module):
         self.head = nn.Linear(WIDTH, TOKENS)
         self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
         self.dropout = nn.Dropout(dropout)
-        self.room = room
+        self.room, self.separators = room, separators
         self.seen: list[list[str]] = []
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -53,11 +54,11 @@ class Toy(nn.Module):
         losses = []
         for example in examples:
             hidden = torch.tanh(self.projector(torch.from_numpy(example.frames)).mean(dim=0))
-            places = torch.arange(len(example.target) + 1)
-            logits = self.head(self.dropout(hidden + self.places(places)))
-            wanted = torch.tensor([*example.target, 0])
+            answer = [*[1] * self.separators, *example.target, 0]
+            logits = self.head(self.dropout(hidden + self.places(torch.arange(len(answer)))))
+            wanted = torch.tensor(answer)
             losses.append(nn.functional.cross_entropy(logits.float(), wanted, reduction="sum"))
-        return torch.stack(losses).sum(), sum(len(example.target) + 1 for example in examples)
+        return torch.stack(losses).sum(), sum(self.separators + len(example.target) + 1 for example in examples)
 
 
 def batch(step: int) -> list[Example]:

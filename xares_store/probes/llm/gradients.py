@@ -116,7 +116,7 @@ class Gradients:
                 losses.append(loss)
                 count += tokens
             else:
-                values = torch.stack(losses).cpu().numpy() if losses else np.zeros(0)
+                values = torch.stack(losses).cpu().double().numpy() if losses else np.zeros(0)
                 bad = [e for g, value in zip(groups, values, strict=True) if not np.isfinite(value) for e in g]
                 return float(values.sum()), count, bad
             self._lower(failed, step)  # not inside the handler: the error keeps what was being computed alive
@@ -125,7 +125,7 @@ class Gradients:
         with self.updates.autocast():
             loss, tokens = self.model.loss(group)
         self.updates.backward(loss / guess)
-        return loss.detach().double(), tokens
+        return loss.detach(), tokens
 
     def _lower(self, group: Sequence[Example], step: int) -> None:
         """Lower the budget to half of what a micro-batch that did not fit took."""
