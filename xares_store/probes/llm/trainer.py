@@ -293,14 +293,8 @@ class _Training:
         with ctrl_c_later():
             if valid is not None and math.isfinite(valid) and valid > self.best_valid:
                 self.best_valid, self.best_epoch, self.best = valid, epoch, self.updates.values()
-            self.history.append(
-                {
-                    "epoch": epoch,
-                    "learning_rate": self._rate(own[-1]),
-                    "loss": _number(_mean(losses, tokens)),
-                    "valid": None if valid is None else _number(valid),
-                }
-            )
+            loss, score = _number(_mean(losses, tokens)), None if valid is None else _number(valid)
+            self.history.append({"epoch": epoch, "learning_rate": self._rate(own[-1]), "loss": loss, "valid": score})
             self.unsaved = True
         if valid is not None:
             self._save()  # validation may take longer than many steps
