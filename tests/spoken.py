@@ -74,7 +74,7 @@ def speak(text: str, rng: np.random.Generator) -> np.ndarray:
     pieces = [np.zeros(round(rng.uniform(0.02, 0.1) * RATE))]
     for letter in text.split():
         pieces += [_letter(letter, size, pitch * rng.uniform(0.9, 1.1), rng)]
-        pieces += [np.zeros(round(rng.uniform(0.04, 0.1) * RATE))]
+        pieces += [np.zeros(round(rng.uniform(0.06, 0.12) * RATE))]
     clean = np.concatenate(pieces)
     noisy = clean / np.sqrt(np.mean(clean**2)) + rng.standard_normal(len(clean)) * 10 ** (-rng.uniform(20, 30) / 20)
     level = 10 ** (-rng.uniform(6, 20) / 20)
