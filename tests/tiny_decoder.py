@@ -84,9 +84,9 @@ def make_model(tokenizer: Any, *, seed: int) -> Any:
         num_key_value_heads=4,
         max_position_embeddings=512,
     )
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
         for name, value in model.named_parameters():
             if value.ndim == 2:
                 value.normal_(0.0, 0.3 if "embed_tokens" in name else value.shape[1] ** -0.5)
@@ -94,12 +94,7 @@ def make_model(tokenizer: Any, *, seed: int) -> Any:
 
 
 def slowly(symbols: list[str], rng: np.random.Generator) -> str:
-    """Spell symbols unevenly: each again and again, with pauses between, and now and then a slip.
-
-    Example:
-        >>> slowly(["a", "a", "7"], np.random.default_rng(5))
-        ''
-    """
+    """Spell symbols unevenly: each again and again, with pauses between, and now and then a slip: ``a b`` may become ``. a a . b b b``."""
     pace, rest = math.exp(rng.uniform(0.0, math.log(6.0))), rng.uniform(0.0, 2.5)
     slip = 0.05 if pace > 2.5 and rng.random() < 0.5 else 0.0  # faster, and a slip could be a symbol
     spelt = [PAUSE] * int(rng.integers(0, 5))
