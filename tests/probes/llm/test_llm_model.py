@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from tests.probes.llm.models import VOCABULARY, save_tiny
 from xares_store.catalog import load_recipe
 from xares_store.errors import ProbeError
 from xares_store.probes.llm.decoder import Decoder, decoder_shape, find_decoder, load_decoder
+from xares_store.probes.llm.dropout import ClipDropout, Clips
 from xares_store.probes.llm.examples import Example
 from xares_store.probes.llm.model import AudioLm
 from xares_store.probes.llm.projector import make_projector
+from xares_store.probes.llm.selftest import check_decoder
 from xares_store.quiet import quiet_transformers
 from xares_store.recipe import Projector, Recipe
 
@@ -113,6 +116,110 @@ def test_repetition_penalty_counts_written_tokens_only(tiny: Path) -> None:
     for one, other in zip(strong, plain, strict=True):
         assert len(set(one.text.split())) >= len(set(other.text.split()))
     assert [one.text for one in plain] != [one.text for one in strong]
+
+
+def test_penalty_counts_every_written_token_also_of_padded_clips(tiny: Path) -> None:
+    """A clip beside a much longer one is written about as alone: its padding exempts none of its words."""
+    model = _model(tiny, "xares-llm")
+    with torch.no_grad():
+        model.text.model.get_output_embeddings().weight[0].zero_()  # so that the end does not come at once
+    rng = np.random.default_rng(3)
+    clips = [Example(rng.normal(size=(n, 5)).astype(np.float32), (6, 7), (), str(n)) for n in (40, 3, 12, 2, 30)]
+    for penalty in (1.3, 2.0):
+        together = model.write(clips, max_new_tokens=12, repetition_penalty=penalty)
+        alone = [model.write([clip], max_new_tokens=12, repetition_penalty=penalty)[0] for clip in clips]
+        assert together == alone
+    assert together != model.write(clips, max_new_tokens=12, repetition_penalty=1.0)
+
+
+def test_dropout_belongs_to_the_clip(tiny: Path) -> None:
+    model = _model(tiny, "xares-llm")
+    examples = [replace(example, number=number) for number, example in enumerate(_examples("xares-llm"), 5)]
+    with torch.no_grad():
+        for name, value in model.trainable().items():
+            if "lora_B" in name:
+                value.normal_()  # as after some steps: at the start LoRA adds nothing
+    plain = model.loss(examples)[0].item()
+    model.train()
+    together = model.loss(examples)[0].item()
+    assert together == pytest.approx(sum(model.loss([example])[0].item() for example in examples), rel=1e-5)
+    assert together == model.loss(examples)[0].item()
+    assert together == pytest.approx(model.loss(examples[::-1])[0].item(), rel=1e-5)
+    assert abs(together - plain) > 1e-3
+    other = [replace(example, number=example.number + 9) for example in examples]
+    assert abs(model.loss(other)[0].item() - together) > 1e-4
+    model.eval()
+    assert model.loss(examples)[0].item() == plain
+
+
+def test_share_that_is_dropped() -> None:
+    clips = Clips(1, [4], torch.ones(1, 500, dtype=torch.bool))
+    layer = ClipDropout(0.25, 0, clips)
+    found = layer(torch.ones(1, 500, 40))
+    assert float((found == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
+    assert found.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert not torch.equal(found, ClipDropout(0.25, 1, clips)(torch.ones(1, 500, 40)))
+    layer.eval()
+    assert torch.equal(layer(found), found)
+
+
+def test_likelihood_behind_a_sliding_window(tmp_path: Path) -> None:
+    """A window cannot be said by one mask for all layers, so labels pass one by one."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    folder = save_tiny(tmp_path / "window")
+    torch.manual_seed(0)
+    MistralForCausalLM(
+        MistralConfig(
+            vocab_size=9, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, max_position_embeddings=128, sliding_window=4, initializer_range=0.5, eos_token_id=0,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    model = _model(folder, "xares-llm")
+    check_decoder(model)
+    example = _examples("xares-llm")[0]
+    labels = [(2,), (2, 3, 4), (5, 4), (7, 7, 7, 7, 7)]
+    found = model.label_scores(example, labels, budget=40)
+    expected = [-model.loss([replace(example, target=label)])[0].item() for label in labels]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_decoders_are_tried_before_training(tiny: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(tiny, recipe)
+    check_decoder(model)
+    forward = model.text.model.model.forward
+
+    def sees_everything(*args: Any, **options: Any) -> Any:
+        """Mix what comes later into every position."""
+        options["inputs_embeds"] = options["inputs_embeds"] + options["inputs_embeds"].mean(dim=1, keepdim=True)
+        return forward(*args, **options)
+
+    monkeypatch.setattr(model.text.model.model, "forward", sees_everything)
+    with pytest.raises(ProbeError, match="no causal language model"):
+        check_decoder(model)
+
+    def shifts(*args: Any, **options: Any) -> Any:
+        """Depend on how many positions there are."""
+        length = options["inputs_embeds"].shape[1]
+        options["inputs_embeds"] = options["inputs_embeds"] * length
+        return forward(*args, **options)
+
+    monkeypatch.setattr(model.text.model.model, "forward", shifts)
+    with pytest.raises(ProbeError, match="is padded"):
+        check_decoder(model)
+
+    def fails(*args: Any, **options: Any) -> Any:
+        raise ValueError("what is this")
+
+    monkeypatch.setattr(model.text.model.model, "forward", fails)
+    with pytest.raises(ProbeError, match="what is this"):
+        check_decoder(model)
+    monkeypatch.setattr(model.text.model.model, "forward", forward)
+    with torch.no_grad():
+        model.text.model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(ProbeError, match="not finite"):
+        check_decoder(model)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

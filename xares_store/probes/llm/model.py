@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,17 @@ from torch import Tensor, nn
 
 from xares_store.errors import ProbeError
 from xares_store.probes.llm.decoder import OPTION, Decoder
+from xares_store.probes.llm.dropout import Clips, own_dropout
 from xares_store.probes.llm.examples import Example
 from xares_store.probes.llm.layout import IGNORE, Layout, arrange
 from xares_store.probes.llm.projector import combine, combined_length, make_projector
 from xares_store.quiet import quiet_transformers
 from xares_store.recipe import Recipe
+
+# Decoders whose label likelihoods were compared, packed and one by one.
+_PACKING = frozenset(
+    ("llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt", "phi", "phi3", "gemma", "olmo", "olmo2", "smollm3")
+)
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,12 @@ class AudioLm(nn.Module):
         seed: int = 42,
     ) -> None:
         super().__init__()
-        self.text, self.recipe, self.separator, self.gaps = decoder, recipe, separator, gaps
+        self.text, self.recipe, self.separator, self.gaps, self.dim = decoder, recipe, separator, gaps, dim
+        self._clips = Clips(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.audio_projector = make_projector(recipe.projector, dim, decoder.shape.hidden, decoder.shape.inner)
-            self.decoder = _adapted(decoder.model, recipe)
+            self.decoder = _adapted(decoder, recipe, self._clips)
         device = next(decoder.model.parameters()).device
         self.audio_projector.to(device)
         if recipe.training.gradient_checkpointing:
@@ -131,6 +138,11 @@ class AudioLm(nn.Module):
         return total, int(learnt.sum())
 
     @torch.no_grad()
+    def answer_logits(self, example: Example) -> Tensor:
+        """Return the logits around a clip's answer, float32 ``(places, vocabulary)``; the last two see all but the end."""
+        return self._forward([example])[1][0].float()
+
+    @torch.no_grad()
     def teacher_forced(self, examples: Sequence[Example]) -> list[str]:
         """Return what is most likely at each place of the answer when all of the answer before it is given."""
         with self._precision():
@@ -149,6 +161,10 @@ class AudioLm(nn.Module):
             repetition_penalty: divides the logits of tokens already written; 1 changes nothing.
         """
         layout = self._layout(examples, answers=False)
+        from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+
+        # Told the penalty itself, generate() leaves out as many written tokens as a clip has padding.
+        penalty = RepetitionPenaltyLogitsProcessor(repetition_penalty) if repetition_penalty != 1.0 else None
         with quiet_transformers(), self._precision():
             found = self.decoder.generate(
                 inputs_embeds=self._embedded(examples, layout),
@@ -156,7 +172,7 @@ class AudioLm(nn.Module):
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 num_beams=1,
-                repetition_penalty=repetition_penalty,
+                logits_processor=LogitsProcessorList([] if penalty is None else [penalty]),
                 eos_token_id=self.text.end,
                 pad_token_id=self.text.pad,
                 use_cache=True,
@@ -174,7 +190,8 @@ class AudioLm(nn.Module):
     ) -> NDArray[np.float64]:
         """Return the log-likelihood of each label, its end token included, as the answer about a clip.
 
-        All labels pass through the decoder behind one copy of the audio; none sees another.
+        All labels pass through the decoder behind one copy of the audio, where none sees another; with a decoder whose
+        layers are more than full attention each label passes behind a copy of its own.
 
         Args:
             example: the clip; its answer is not looked at.
@@ -184,6 +201,8 @@ class AudioLm(nn.Module):
         Returns:
             ``(labels,)``, each 0 at most.
         """
+        if not self._packs_labels():
+            return self._apart(example, labels, budget)
         layout = self._layout([example], answers=False)
         with self._precision():
             prefix = self._embedded([example], layout)[0]
@@ -210,6 +229,29 @@ class AudioLm(nn.Module):
     def _said(self, ids: Sequence[int]) -> str:
         """Return text without the separator, which some vocabularies do not count among the special tokens."""
         return self.text.decode([token for token in ids if token != self.separator or token == self.text.end])
+
+    def _packs_labels(self) -> bool:
+        """Tell whether a mask alone keeps labels of one sequence apart: attention to everything, positions as told."""
+        config = self.text.model.config.get_text_config()
+        kinds = getattr(config, "layer_types", None) or ("full_attention",)
+        whole = set(kinds) == {"full_attention"} and not getattr(config, "sliding_window", None)
+        return whole and self._takes_positions and config.model_type in _PACKING
+
+    @torch.no_grad()
+    def _apart(self, example: Example, labels: Sequence[tuple[int, ...]], budget: int) -> NDArray[np.float64]:
+        examples = [replace(example, target=label) for label in labels]
+        longest = max(self.positions(one) for one in examples)
+        step = max(1, budget // longest)
+        scores: list[float] = []
+        for first in range(0, len(examples), step):
+            with self._precision():
+                layout, logits = self._forward(examples[first : first + step])
+            wanted = layout.labels[:, -logits.shape[1] + 1 :]
+            predicted = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+            for row, target in enumerate(wanted):
+                places = torch.nonzero(target != IGNORE).flatten()[0 if self.separator is None else 1 :]
+                scores.append(float(predicted[row, places, target[places]].double().sum()))
+        return np.asarray(scores)
 
     def _packed(self, prefix: Tensor, labels: Sequence[tuple[int, ...]]) -> list[float]:
         n_prefix, device = len(prefix), self.device
@@ -242,6 +284,8 @@ class AudioLm(nn.Module):
 
     def _forward(self, examples: Sequence[Example]) -> tuple[Layout, Tensor]:
         layout = self._layout(examples, answers=True)
+        self._clips.numbers = [example.number for example in examples]
+        self._clips.real = layout.attention.bool()
         options: dict[str, Any] = {"logits_to_keep": layout.keep} if self._limits_logits else {}
         if self._takes_positions:
             options["position_ids"] = layout.positions
@@ -286,21 +330,30 @@ def _checkpoint_activations(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def _adapted(model: Any, recipe: Recipe) -> Any:
+def _adapted(decoder: Decoder, recipe: Recipe, clips: Clips) -> Any:
     """Return the decoder as it is trained: with LoRA on all its linear layers but the head, or as it is."""
     if recipe.lora is None:
-        return model
+        return decoder.model
     from peft import LoraConfig, get_peft_model
 
-    with quiet_transformers():
-        return get_peft_model(
-            model,
-            LoraConfig(
-                r=recipe.lora.r,
-                lora_alpha=recipe.lora.alpha,
-                lora_dropout=recipe.lora.dropout,
-                target_modules="all-linear",
-                bias="none",
-                task_type="CAUSAL_LM",
-            ),
-        )
+    try:
+        with quiet_transformers():
+            adapted = get_peft_model(
+                decoder.model,
+                LoraConfig(
+                    r=recipe.lora.r,
+                    lora_alpha=recipe.lora.alpha,
+                    lora_dropout=recipe.lora.dropout,
+                    target_modules="all-linear",
+                    bias="none",
+                    task_type="CAUSAL_LM",
+                ),
+            )
+    except Exception as error:  # PEFT's own, ValueError, AssertionError: all say that it does not know these layers
+        raise ProbeError(
+            f"LoRA cannot be added to this decoder: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            where=f"{OPTION} {decoder.spec}",
+            hint="Use another decoder, or a recipe without [lora].",
+        ) from error
+    own_dropout(adapted, clips)
+    return adapted

@@ -52,10 +52,10 @@ class Material:
         """Return what messages call a clip."""
         return f"{self.features.split[row]}/{self.features.clip_id[row]}"
 
-    def example(self, row: int, text: int, frames: NDArray[Any]) -> Example:
-        """Return a clip with one of its training texts."""
+    def example(self, row: int, text: int, frames: NDArray[Any], number: int = 0) -> Example:
+        """Return a clip with one of its training texts; ``number`` is that of the draw."""
         target = self.texts[int(self.first[row]) + text]
-        return Example(np.asarray(frames, np.float32), self.prompt, target, self.name(row))
+        return Example(np.asarray(frames, np.float32), self.prompt, target, self.name(row), number)
 
     def question(self, row: int, frames: NDArray[Any]) -> Example:
         """Return a clip that something is to be written about."""
@@ -138,7 +138,7 @@ class Course:
 
     def example(self, draw: Draw, frames: NDArray[Any]) -> Example:
         """Return what a draw stands for."""
-        return self.materials[draw.task].example(draw.row, draw.text, frames)
+        return self.materials[draw.task].example(draw.row, draw.text, frames, draw.number)
 
 
 def make_course(

@@ -14,6 +14,7 @@ from xares_store.probes.hub import TextFiles
 from xares_store.probes.llm.batches import BatchReader
 from xares_store.probes.llm.decoder import load_decoder
 from xares_store.probes.llm.model import AudioLm
+from xares_store.probes.llm.selftest import check_decoder
 from xares_store.probes.llm.trainer import Progress, Trained, TrainPlan, train
 from xares_store.recipe import Recipe
 from xares_store.runs.llm.material import Course, Material, make_course
@@ -62,7 +63,7 @@ def build(
     files: TextFiles, recipe: Recipe, *, dim: int, separator: Separator, protocol: str, seed: int, device: str
 ) -> AudioLm:
     """Load the decoder and put an untrained projector in front of it."""
-    return AudioLm(
+    model = AudioLm(
         load_decoder(files, device=device),
         recipe,
         dim=dim,
@@ -70,6 +71,8 @@ def build(
         gaps=protocol == "published",
         seed=seed,
     )
+    check_decoder(model)
+    return model
 
 
 @dataclass(frozen=True)
