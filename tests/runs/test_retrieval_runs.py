@@ -262,7 +262,7 @@ def test_every_text_side_has_an_identity_of_its_own(tmp_path):
 
 
 def test_published_wants_the_published_tokenizer_and_never_falls_back(monkeypatch):
-    def nothing(spec, weights, option):
+    def nothing(spec, weights, option, extras):
         raise ProbeError(f"offline: {spec}", where=option)
 
     monkeypatch.setattr(hub, "_from_hub", nothing)

@@ -1,7 +1,8 @@
 """Where a tokenizer or a text model lies: a folder, the cache of the Hugging Face hub, or the hub itself.
 
 What is there already is used without asking the hub. What a model is follows from the content of its files: a digest
-of them goes into the identity of every score made with it.
+of them goes into the identity of every score made with it. So a folder is refused where Transformers would read more than
+these files: an adapter of PEFT, or other weights, configurations and tokenizers that a configuration names.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ _TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_
 # In the order in which they are preferred.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _INDEX = ".index.json"
+ADAPTER = "adapter_config.json"
+# Settings that make Transformers read other files than those named here.
+_ELSEWHERE = {
+    CONFIG: ("transformers_weights", "configuration_files"),
+    "tokenizer_config.json": ("fast_tokenizer_files",),
+}
 # What a saved configuration says about its origin and not about the computation.
 _VOLATILE = frozenset(
     (
@@ -90,9 +97,12 @@ def find_text_files(spec: str, *, weights: bool, option: str, extras: Sequence[s
         extras: further small files that a download brings along where the model has them.
 
     Raises:
-        ProbeError: not found, incomplete, or not to be had without network.
+        ProbeError: not found, incomplete, not to be had without network, or decided by further files.
     """
-    path = Path(spec).expanduser()
+    try:
+        path = Path(spec).expanduser()
+    except RuntimeError:  # ~name, and nobody is called that
+        path = Path(spec)
     if path.is_dir():
         folder = path.resolve()
     elif spec.startswith(("/", ".", "~")):
@@ -108,7 +118,28 @@ def find_text_files(spec: str, *, weights: bool, option: str, extras: Sequence[s
             where=f"{option} {spec} ({folder})",
             hint="Save model and tokenizer with save_pretrained into one folder.",
         )
+    _only_these_files(folder, weights, f"{option} {spec} ({folder})")
     return TextFiles(spec, folder, _weight_files(folder) if weights else ())
+
+
+def _only_these_files(folder: Path, weights: bool, where: str) -> None:
+    """Refuse a folder in which Transformers would read files that are no part of the identity."""
+    if weights and (folder / ADAPTER).is_file():
+        raise ProbeError(
+            f"An adapter lies beside the model ({ADAPTER}); scores would be its own and not the model's.",
+            where=where,
+            hint="Merge it into the weights first (merge_and_unload of PEFT, then save_pretrained), or move it away.",
+        )
+    for name, keys in _ELSEWHERE.items():
+        if not (folder / name).is_file() or (name == CONFIG and not weights):
+            continue
+        found = next((key for key in keys if read_json(folder / name).get(key)), None)
+        if found:
+            raise ProbeError(
+                f'{name} has "{found}": what is read would not be the usual file.',
+                where=where,
+                hint="Load the model once and save it with save_pretrained into a folder of its own.",
+            )
 
 
 def _from_hub(spec: str, weights: bool, option: str, extras: Sequence[str]) -> Path:
@@ -125,7 +156,7 @@ def _from_hub(spec: str, weights: bool, option: str, extras: Sequence[str]) -> P
         # One request that fails at once, before a download that would try again and again.
         info = HfApi().model_info(name, revision=revision or None, timeout=_TIMEOUT_S)
         present = [sibling.rfilename for sibling in info.siblings or ()]
-        patterns = [*_wanted(present, weights), *(extra for extra in extras if extra in present)]
+        patterns = [*_wanted(present, weights), *(extra for extra in (*extras, ADAPTER) if extra in present)]
         return Path(
             snapshot_download(name, revision=revision or None, allow_patterns=patterns, etag_timeout=_TIMEOUT_S)
         )
