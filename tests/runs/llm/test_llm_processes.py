@@ -25,7 +25,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Llm:
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(llm: Llm, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, llm.decoder, name="pair", joint=True, steps=6, lora=False)
+    recipe = write_recipe(tmp_path, llm.decoder, name="pair", joint=True, steps=6)  # with LoRA and its dropout
     whole, store = llm.fresh(tmp_path / "whole"), llm.fresh(tmp_path / "s")
     options = LlmOptions(recipe=str(recipe), score_labels=True)
     alone = evaluate(whole, tasks=llm.tasks, probes=["llm"], llm=options, device="cpu")

@@ -139,7 +139,7 @@ def test_seeds_are_counted_and_differ(llm: Llm, tmp_path: Path) -> None:
 
 def test_order_of_tasks_changes_nothing_and_memory_neither(llm: Llm, tmp_path: Path) -> None:
     found = []
-    for number, (tasks, memory, budget) in enumerate(((llm.tasks, 1 << 30, None), (llm.tasks[::-1], 1 << 20, 64))):
+    for number, (tasks, memory, budget) in enumerate(((llm.tasks, 1 << 30, None), (llm.tasks[::-1], 1 << 20, 16))):
         store = llm.fresh(tmp_path / str(number))
         report = evaluate(
             store, tasks=tasks, probes=["llm"], llm=_joint(llm, max_steps=4, frame_budget=budget), memory_bytes=memory
