@@ -279,6 +279,16 @@ def test_a_damaged_checkpoint_is_refused(llm: Llm, tmp_path: Path) -> None:
     assert store.runs() == []
 
 
+def test_a_checkpoint_is_no_finished_training(llm: Llm, tmp_path: Path) -> None:
+    store = llm.fresh(tmp_path / "s")
+    evaluate(store, tasks=llm.tasks, probes=["llm"], llm=_joint(llm, time_budget_s=1e-9))
+    (checkpoint,) = (store.path / "training").rglob("checkpoint.safetensors")
+    checkpoint.rename(checkpoint.with_name("finished.safetensors"))
+    with pytest.raises(CorruptError, match="1 of 12 steps"):
+        evaluate(store, tasks=llm.tasks, probes=["llm"], llm=_joint(llm))
+    assert store.runs() == []
+
+
 def test_transcribe_writes_what_the_run_wrote(llm: Llm, tmp_path: Path) -> None:
     store = llm.fresh(tmp_path / "s")
     report = evaluate(store, tasks=[str(llm.spelling)], probes=["llm"], llm=_alone(llm))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xares_store.errors import ProbeError, XaresError
+from xares_store.errors import CorruptError, ProbeError, XaresError
 from xares_store.probes.llm.checkpoint import Arrays, Snapshot, TrainingFolder
 from xares_store.probes.llm.examples import Example
 from xares_store.probes.llm.gradients import Gradients, Model, not_finite, where
@@ -217,6 +217,12 @@ class _Training:
                 hint="Put the store on a file system that all of them share.",
             )
         if done is not None:
+            if int(done.record["step"]) != self.plan.steps:
+                raise CorruptError(
+                    f"A training that counts as finished made {done.record['step']:,} of {self.plan.steps:,} steps.",
+                    where=self.files.folder,
+                    hint="Remove this folder; the training begins anew.",
+                )
             return self._trained(done.arrays, done.record)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # steps seed it; the caller's random numbers stay as they were
