@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from xares_store.device import resolve_device, set_threads
-from xares_store.errors import ConfigError, StoreError
+from xares_store.device import launched_processes, resolve_device, set_threads
+from xares_store.errors import StoreError, XaresError
+from xares_store.probes.llm.checkpoint import CHECKPOINT, FINISHED
 from xares_store.probes.llm.decoder import load_tokenizer
 from xares_store.probes.llm.ranks import Ranks, local_device
+from xares_store.probes.llm.trainer import Paused
 from xares_store.runs.features import Features, load_features
 from xares_store.runs.llm.footprint import Footprint, footprint
 from xares_store.runs.llm.material import Material, make_material
@@ -76,38 +78,69 @@ def evaluate_llm(
         deadline: ``time.monotonic()`` at which training pauses.
         quiet: draw no progress bar.
 
+    A training that fails is named in ``report.failed`` with its tasks, and the others go on. Where it is the only one, or
+    where several processes train together and have to end together, its error is raised instead.
+
     Raises:
         Paused: the deadline passed; the same call goes on.
-        XaresError: a task, an option, the decoder or a training cannot be used.
+        XaresError: an option cannot be used, or the only training failed.
     """
-    for prepared in prepare(store, encoder, tasks, request):
+    trainings, failed = prepare(store, encoder, tasks, request)
+    seeds = [seed for seed in request.seeds_of("llm") if seed is not None]
+    stops = launched_processes() > 1 or (len(trainings) + len(failed)) * len(seeds) == 1
+
+    def fail(members: Sequence[Task], error: XaresError) -> None:
+        if stops:
+            raise error
+        entry = (encoder, ", ".join(task.name for task in members), str(error))
+        if entry not in report.failed:  # every seed may fail alike
+            report.failed.append(entry)
+
+    for members, error in failed:
+        fail(members, error)
+    for prepared in trainings:
+        _note_alone(prepared, trainings, report)
         features: list[Features] = []
-        for seed in request.seeds_of("llm"):
-            assert seed is not None
-            missing = []
-            for number in range(len(prepared.tasks)):
-                run_id = prepared.run_id(number, request, seed)
-                if store.has_run(run_id):
-                    report.results.append(result_of(store.read_run(run_id), reused=True))
-                else:
-                    missing.append(number)
-            if missing:
-                features = features or _features(store, prepared, request)
-                _Evaluation(store, prepared, request, seed, features, report, deadline, quiet).run(missing)
+        for seed in seeds:
+            try:
+                missing = _missing(store, prepared, request, seed, report)
+                if missing:
+                    features = features or _features(store, prepared, request)
+                    _Evaluation(store, prepared, request, seed, features, report, deadline, quiet).run(missing)
+            except Paused:
+                raise
+            except XaresError as error:
+                fail(prepared.tasks, error)
+
+
+def _missing(store: Store, prepared: Prepared, request: Request, seed: int, report: EvaluateReport) -> list[int]:
+    """Return the tasks that have no run yet; those that have one are results."""
+    missing = []
+    for number in range(len(prepared.tasks)):
+        run_id = prepared.run_id(number, request, seed)
+        if store.has_run(run_id):
+            report.results.append(result_of(store.read_run(run_id), reused=True))
+        else:
+            missing.append(number)
+    return missing
+
+
+def _note_alone(prepared: Prepared, trainings: Sequence[Prepared], report: EvaluateReport) -> None:
+    """Say that a joint recipe trains a task alone because of its folds."""
+    alike = [other for other in trainings if other.recipe.name == prepared.recipe.name]
+    if prepared.recipe.joint and len(alike) > 1 and prepared.tasks[0].data.splits is None:
+        name = prepared.tasks[0].name
+        report.notes.append(
+            f"{prepared.encoder} {name} llm: it has folds instead of fixed splits, and was trained alone, not with the others."
+        )
 
 
 def _features(store: Store, prepared: Prepared, request: Request) -> list[Features]:
-    found = [
-        load_features(store, prepared.encoder, task, protocol=request.protocol, where=request.where, pooled=False)
-        for task in prepared.tasks
-    ]
-    for task, one in zip(prepared.tasks, found, strict=True):
-        if len(found) > 1 and len(one.folds) > 1:
-            raise ConfigError(
-                f'Task "{task.name}" has {len(one.folds)} folds and cannot be learnt together with other tasks.',
-                where="--task",
-                hint="Evaluate it alone, or give its file fixed splits.",
-            )
+    found = []
+    for task in prepared.tasks:
+        found.append(
+            load_features(store, prepared.encoder, task, protocol=request.protocol, where=request.where, pooled=False)
+        )
         store.put_task(task.address, task.to_toml())
     return found
 
@@ -136,10 +169,17 @@ class _Evaluation:
         identity = f"{self.prepared.training_id(self.request)}-s{self.seed}"
         folder = self.store.path / TRAINING / identity
         with self._alone(folder):
-            self._run(folder, identity, started, missing)
-        if self.ranks.first and all(
-            self.store.has_run(self.prepared.run_id(n, self.request, self.seed)) for n in range(len(self.features))
-        ):
+            try:
+                self._run(folder, identity, started, missing)
+            finally:
+                if self.ranks.first:
+                    self._tidy(folder)
+
+    def _tidy(self, folder: Path) -> None:
+        """Remove a folder that nobody can go on from: everything is scored, or no checkpoint was written."""
+        seeded = ((number, self.request, self.seed) for number in range(len(self.features)))
+        kept = any(path.name in (CHECKPOINT, FINISHED) for path in folder.rglob("*"))
+        if not kept or all(self.store.has_run(self.prepared.run_id(*one)) for one in seeded):
             shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # another training is under way
                 folder.parent.rmdir()
@@ -301,6 +341,7 @@ class _Evaluation:
             captions=prepared.captions,
             details={
                 "folds": written.details,
+                "decoder": prepared.decoder.spec,
                 "recipe": prepared.recipe.model_dump(mode="json", exclude_none=True, exclude={"mixtures"}),
                 "separator": taught.separator.name,
                 "memory": asdict(self.footprint.estimate) | {"available": self.footprint.available},

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xares_store.errors import ConfigError, ProbeError
+from xares_store.errors import ConfigError, ProbeError, XaresError
 from xares_store.fingerprint import fingerprint
 from xares_store.probes.hub import TextFiles
 from xares_store.probes.llm.decoder import DecoderShape, decoder_shape, find_decoder
@@ -104,23 +104,35 @@ class Prepared:
         return run_name(self.encoder, task, "llm", request, settings, seed, self.digests[number])
 
 
-def prepare(store: Store, encoder: str, tasks: Sequence[Task], request: Request) -> list[Prepared]:
+def prepare(
+    store: Store, encoder: str, tasks: Sequence[Task], request: Request
+) -> tuple[list[Prepared], list[tuple[tuple[Task, ...], XaresError]]]:
     """Sort tasks into trainings and find what those need; nothing is loaded.
 
+    A task without fixed splits has several folds, and is trained alone whatever the recipe says.
+
+    Returns:
+        The trainings, and the tasks of those that lack something, with the reason: a task that is not completely embedded,
+        a decoder or a model of the metrics that is not to be had, a question that the task does not have.
+
     Raises:
-        StoreError: a task is not embedded, or not completely.
-        ProbeError: the decoder or a model of the metrics is not to be had.
         ConfigError: an option does not fit.
+        TaskError: there is no such recipe.
     """
     by_recipe: dict[str, list[Task]] = {}
     for task in sorted(tasks, key=lambda task: task.name):  # in whatever order they are named, it is one training
         by_recipe.setdefault(request.llm.recipe or RECIPE_OF_KIND[task.target.kind], []).append(task)
     found: list[Prepared] = []
+    failed: list[tuple[tuple[Task, ...], XaresError]] = []
     for members in by_recipe.values():
         wanted = wanted_recipe(members, request)
-        for group in [members] if wanted.recipe.joint else [[task] for task in members]:
-            found.append(_prepare(store, encoder, tuple(group), wanted, request))
-    return found
+        together = tuple(task for task in members if wanted.recipe.joint and task.data.splits is not None)
+        for group in [together] * bool(together) + [(task,) for task in members if task not in together]:
+            try:
+                found.append(_prepare(store, encoder, group, wanted, request))
+            except XaresError as error:
+                failed.append((group, error))
+    return found, failed
 
 
 def _prepare(store: Store, encoder: str, tasks: tuple[Task, ...], wanted: Wanted, request: Request) -> Prepared:
