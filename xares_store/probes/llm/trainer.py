@@ -398,5 +398,4 @@ def _mean(losses: NDArray[np.float64], tokens: NDArray[np.int64]) -> float:
 
 
 def _number(value: float) -> float | None:
-    """Return a float that JSON can hold."""
-    return value if math.isfinite(value) else None
+    return value if math.isfinite(value) else None  # what JSON can hold
