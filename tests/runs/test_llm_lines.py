@@ -79,7 +79,7 @@ def put(store: Store) -> Put:
                     "main_metric": metric, "seed": seed, "encoder": ENCODER, "task": task.name,
                     "task_address": task.address, "probe": "llm", "probe_version": "1", "protocol": protocol,
                     "n_test": n_test, "audio_address": task.audio_address,
-                    "settings": prepared.settings(task, request, seed), "details": {"metric_version": "1"},
+                    "settings": prepared.settings(task, request), "details": {"metric_version": "1"},
                     "started": f"2026-01-01T00:{count:02d}:00+00:00",
                     "scores": [{"metric": metric, "value": score, "fold": None, "low": 0.0, "high": 1.0, "n": n_test}],
                     **options,

@@ -84,13 +84,16 @@ class FluencyFiles:
         return [content_digest(path) for path in self.weights]
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the probabilities: name, and one digest over weights, configuration and tokenizer."""
+        """Return what decides the probabilities, one digest over weights, configuration and tokenizer.
+
+        And whether a score may be called published.
+        """
         content = {
             "weights": self._digests,
             "config": None if self.config is None else content_digest(self.config),
             "tokenizer": self.tokenizer.identity()["sha256"],
         }
-        return {"name": self.name, "sha256": fingerprint(content)}
+        return {"published": self.published, "sha256": fingerprint(content)}
 
 
 def find_fluency_model(spec: str = FLUENCY_MODEL) -> FluencyFiles | None:

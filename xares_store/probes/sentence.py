@@ -65,8 +65,8 @@ class SentenceFiles:
         return _full_name(self.files) == SENTENCE_ENCODER
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the vectors: name, content and how text is cut."""
-        return {"name": self.name, **self.files.identity(), "tokens": self.longest, "lower": self.lower}
+        """Return what decides the vectors, content and how text is cut, and whether a score may be called published."""
+        return {"published": self.published, **self.files.identity(), "tokens": self.longest, "lower": self.lower}
 
 
 def find_sentence_encoder(spec: str = SENTENCE_ENCODER) -> SentenceFiles:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xares_store.errors import ConfigError, ProbeError, XaresError
@@ -61,7 +62,7 @@ class Prepared:
             "recipe": self.recipe.name,
             "definition": self.wanted.definition,
             **self.wanted.changes,
-            "decoder": self.decoder.spec,
+            "decoder": decoder_name(self.decoder.spec),
             "decoder_identity": self.decoder.identity(),
             "mixture": self.mixture,
             "shares": {task.name: round(share, 9) for task, share in zip(self.tasks, self.shares, strict=True)},
@@ -78,7 +79,7 @@ class Prepared:
             "where": request.where,
             "probe_version": PROBES["llm"].version,
         }
-        del identity["decoder"]  # a folder's name decides nothing
+        del identity["decoder"]  # a name decides nothing
         return f"{self.recipe.name}-{fingerprint(identity)[:16]}"
 
     def settings(self, task: Task, request: Request) -> dict[str, Any]:
@@ -101,7 +102,25 @@ class Prepared:
         """Return the name of the run of the ``number``-th task."""
         task = self.tasks[number]
         settings = self.settings(task, request)
+        del settings["decoder"]  # as in the training's name
         return run_name(self.encoder, task, "llm", request, settings, seed, self.digests[number])
+
+
+def decoder_name(spec: str) -> str:
+    """Return what people call a decoder, however its folder is spelled: the folder's own name, or the one on the hub.
+
+    Example:
+        >>> decoder_name("HuggingFaceTB/SmolLM2-135M@main")
+        'HuggingFaceTB/SmolLM2-135M'
+    """
+    path = Path(spec).expanduser()
+    if not path.is_dir():
+        return spec.partition("@")[0]
+    folder = path.resolve()
+    model = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and model.startswith("models--"):  # the hub's cache: named by a commit
+        return model.removeprefix("models--").replace("--", "/")
+    return folder.name
 
 
 def prepare(
@@ -155,6 +174,8 @@ def _prepare(store: Store, encoder: str, tasks: tuple[Task, ...], wanted: Wanted
         given = {"sentence_encoder": request.llm.sentence_encoder, "fluency_model": request.llm.fluency_model}
         captions = CaptionModels.find(**{name: spec for name, spec in given.items() if spec is not None})
     name, shares = mixture_of(recipe, tasks)
+    if wanted.changes.get("max_steps") == planned_steps(recipe, tasks) is not None:
+        wanted = replace(wanted, changes={key: value for key, value in wanted.changes.items() if key != "max_steps"})
     return Prepared(encoder, tasks, wanted, files, shape, captions, shares, name, digests)
 
 
@@ -172,13 +193,42 @@ def mixture_of(recipe: Recipe, tasks: Sequence[Task]) -> tuple[str, tuple[float,
     names = [task.name for task in tasks]
     if len(names) == 1:
         return names[0], (1.0,)
-    for title, mixture in recipe.mixtures.items():
-        shares = mixture.shares()
-        if set(names) <= set(shares):
-            total = sum(shares[name] for name in names)
-            title = title if len(names) == len(shares) else f"{len(names)} of {title}"
-            return title, tuple(shares[name] / total for name in names)
+    title = _mixture_with(recipe, names)
+    if title is not None:
+        shares = recipe.mixtures[title].shares()
+        total = sum(shares[name] for name in names)
+        title = title if len(names) == len(shares) else f"{len(names)} of {title}"
+        return title, tuple(shares[name] / total for name in names)
     return f"{len(names)} tasks {fingerprint({'tasks': sorted(names)})[:8]}", (1.0 / len(names),) * len(names)
+
+
+def _mixture_with(recipe: Recipe, names: Sequence[str]) -> str | None:
+    """Return the smallest mixture that has these tasks."""
+    sizes = {
+        title: len(mixture.shares())
+        for title, mixture in recipe.mixtures.items()
+        if set(names) <= set(mixture.shares())
+    }
+    return min(sizes, key=sizes.__getitem__, default=None)
+
+
+def planned_steps(recipe: Recipe, tasks: Sequence[Task]) -> int | None:
+    """Return how many optimiser steps a recipe wants for some tasks; None where it counts epochs.
+
+    A part of a mixture is trained for as long as the whole: every one of its tasks is drawn at least as often.
+
+    Example:
+        >>> from xares_store.catalog import load_recipe, load_task
+        >>> planned_steps(load_recipe("xares-llm"), [load_task("llm-clotho"), load_task("llm-mecat")])
+        100000
+    """
+    training = recipe.training
+    if training.steps is None:
+        return None
+    if len(tasks) == 1:
+        return training.steps_of.get(tasks[0].name, training.steps)
+    title = _mixture_with(recipe, [task.name for task in tasks])
+    return (recipe.mixtures[title].steps if title is not None else None) or training.steps
 
 
 def steps_of(prepared: Prepared, steps_per_epoch: int, max_steps: int | None) -> int:
@@ -187,19 +237,14 @@ def steps_of(prepared: Prepared, steps_per_epoch: int, max_steps: int | None) ->
     Args:
         prepared: its recipe says epochs, or steps, which a mixture or a single task may have of its own.
         steps_per_epoch: batches in which every training text comes once.
-        max_steps: what the command asks for.
+        max_steps: what the command asks for; it may cut epochs short, and never adds to them.
     """
-    training = prepared.recipe.training
-    if training.epochs is not None:
-        whole = training.epochs * steps_per_epoch
-        return min(whole, max_steps) if max_steps is not None else whole
-    if max_steps is not None:
-        return max_steps
-    assert training.steps is not None
-    if len(prepared.tasks) == 1:
-        return training.steps_of.get(prepared.tasks[0].name, training.steps)
-    mixture = prepared.recipe.mixtures.get(prepared.mixture)
-    return (mixture.steps if mixture is not None else None) or training.steps
+    planned = planned_steps(prepared.recipe, prepared.tasks)
+    if planned is not None:
+        return planned if max_steps is None else max_steps
+    assert prepared.recipe.training.epochs is not None
+    whole = prepared.recipe.training.epochs * steps_per_epoch
+    return whole if max_steps is None else min(whole, max_steps)
 
 
 def check_context(prepared: Prepared, prompt: int) -> int | None:

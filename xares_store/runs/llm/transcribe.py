@@ -96,7 +96,7 @@ def transcribe(
     chosen = task_named(opened, task or manifest.task_address)
     clips = _clips(opened, manifest, chosen, clip_ids)
     recipe = _recipe(manifest)
-    files = find_decoder(decoder or str(manifest.settings["decoder"]))
+    files = find_decoder(decoder or str(manifest.details.get("decoder") or manifest.settings["decoder"]))
     if files.identity() != manifest.settings["decoder_identity"]:
         raise ProbeError(
             "The decoder is not the one that the run was made with: its weights, configuration or tokenizer differ.",
