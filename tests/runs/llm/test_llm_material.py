@@ -1,0 +1,79 @@
+"""What is learnt: which clips, which of their texts, with which prompt, and how much of their audio."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.runs.llm.made import made, make_recipe, rows, said
+from xares_store.probes.llm.batches import BatchReader
+from xares_store.protocol import Fold
+from xares_store.recipe import Recipe
+from xares_store.runs.llm.material import make_course
+from xares_store.targets import Texts
+
+SELECTING = {"selection": {"clips": 2}}
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+
+
+@pytest.mark.parametrize("carved", [True, False])
+@pytest.mark.parametrize("selecting", [True, False])
+def test_validation_clips_train_only_where_they_were_set_aside_and_nothing_is_selected(
+    carved: bool, selecting: bool
+) -> None:
+    recipe = make_recipe(**(SELECTING if selecting else {}))
+    fold = Fold("test", rows(0, 1, 2), rows(3, 4), rows(5, 6, 7), knn_uses_valid=carved)
+    material = made(WORDS, recipe, fold=fold)
+    learnt = [0, 1, 2, 3, 4] if carved and not selecting else [0, 1, 2]
+    assert material.rows.tolist() == learnt
+    assert [said(material.texts[number]) for number in range(len(material.texts))] == WORDS[: len(learnt)]
+    assert material.n_texts.tolist() == [1] * len(learnt)
+    assert material.first.tolist() == [*learnt, *[-1] * (8 - len(learnt))]
+
+
+@pytest.mark.parametrize("text_filter", [True, False])
+def test_corrupt_training_texts_are_left_out_where_the_recipe_says_so(text_filter: bool) -> None:
+    texts = [Texts(("[- - -]", "dog"), ("dog",)), Texts(("!!!",), ("a",)), "cat", "bird", "x", "y"]
+    fold = Fold("test", rows(0, 1, 2, 3), rows(), rows(4, 5))
+    material = made(texts, make_recipe(training={"text_filter": text_filter}), fold=fold)
+    found = [said(material.texts[number]) for number in range(len(material.texts))]
+    if text_filter:
+        assert (material.rows.tolist(), material.filtered) == ([0, 2, 3], 2)
+        assert found == ["dog", "cat", "bird"]
+    else:
+        assert (material.rows.tolist(), material.filtered) == ([0, 1, 2, 3], 0)
+        assert found == ["[- - -]", "dog", "!!!", "cat", "bird"]
+        assert said(material.example(0, 1, np.zeros((1, 3))).target) == "dog"
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_examples_and_questions_hold_the_prompt_where_the_recipe_asks(asks: bool) -> None:
+    material = made(WORDS, make_recipe(prompt=asks))
+    example, question = (
+        material.example(1, 0, np.zeros((2, 3), np.float16)),
+        material.question(7, np.zeros((2, 3), np.float16)),
+    )
+    assert said(example.prompt) == said(question.prompt) == ("hear" if asks else "")
+    assert (said(example.target), question.target) == ("two", ())
+    assert (example.name, question.name) == ("all/c1", "all/c7")
+    assert example.frames.dtype == np.float32
+
+
+def _learnt(recipe: Recipe, room: int | None, n_frames: int = 40) -> int:
+    """The longest stretch that a training reads."""
+    material = made(WORDS, recipe, n_frames=n_frames)
+    course = make_course([material], [1.0], recipe, 0, lambda prompt: None if room is None else room)
+    reader = BatchReader(course.mixture, course.example, memory_bytes=1 << 20)
+    found = {len(example.frames) for batch in reader.steps(0, 8) for example in batch}
+    (longest,) = course.crop_frames
+    assert found == {n_frames if longest is None else min(n_frames, longest)}
+    return max(found)
+
+
+def test_training_crops_and_the_context_limit_what_is_learnt_at_once() -> None:
+    assert _learnt(make_recipe(), None) == 40
+    assert _learnt(make_recipe(training={"crop_s": 0.15}), None) == 15  # of 10 ms
+    assert _learnt(make_recipe(), 6) == 12  # two frames a position
+    assert _learnt(make_recipe(training={"crop_s": 0.15}), 6) == 12
+    assert _learnt(make_recipe(training={"crop_s": 0.05}), 6) == 5
+    assert _learnt(make_recipe(training={"crop_s": 0.001}), None) == 1
