@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.runs.llm.made import made, make_recipe, rows, said
+from tests.runs.llm.made import LABELS, made, make_features, make_recipe, make_task, rows, said
+from xares_store.errors import LabelError, ProtocolError
 from xares_store.probes.llm.batches import BatchReader
 from xares_store.protocol import Fold
 from xares_store.recipe import Recipe
+from xares_store.runs.llm.answers import answers_of
 from xares_store.runs.llm.material import make_course
 from xares_store.targets import Texts
 
@@ -33,7 +35,7 @@ def test_validation_clips_train_only_where_they_were_set_aside_and_nothing_is_se
 
 @pytest.mark.parametrize("text_filter", [True, False])
 def test_corrupt_training_texts_are_left_out_where_the_recipe_says_so(text_filter: bool) -> None:
-    texts = [Texts(("[- - -]", "dog"), ("dog",)), Texts(("!!!",), ("a",)), "cat", "bird", "x", "y"]
+    texts: list[Texts | str] = [Texts(("[- - -]", "dog"), ("dog",)), Texts(("!!!",), ("a",)), "cat", "bird", "x", "y"]
     fold = Fold("test", rows(0, 1, 2, 3), rows(), rows(4, 5))
     material = made(texts, make_recipe(training={"text_filter": text_filter}), fold=fold)
     found = [said(material.texts[number]) for number in range(len(material.texts))]
@@ -77,3 +79,36 @@ def test_training_crops_and_the_context_limit_what_is_learnt_at_once() -> None:
     assert _learnt(make_recipe(training={"crop_s": 0.15}), 6) == 12
     assert _learnt(make_recipe(training={"crop_s": 0.05}), 6) == 5
     assert _learnt(make_recipe(training={"crop_s": 0.001}), None) == 1
+
+
+SEVERAL = LABELS + '\nseparator = ";"'
+OPEN = 'kind = "text"\nkeys = ["t"]\nprompt = "hear"'
+
+
+def test_a_test_clip_without_a_label_is_allowed_where_there_may_be_several() -> None:
+    nothing = Texts((), ())
+    fold = Fold("test", rows(0, 1), rows(2), rows(3, 4))
+    texts: list[Texts | str] = ["a", "b", nothing, nothing, "a"]
+    for recipe in (make_recipe(), make_recipe(**SELECTING)):
+        made(texts, recipe, task=make_task("string_accuracy", target=SEVERAL), fold=fold)
+    for target in (LABELS, OPEN):
+        with pytest.raises(LabelError, match="all/c3"):
+            made(texts, make_recipe(), task=make_task("string_accuracy", target=target), fold=fold)
+    untaught = Fold("test", rows(0, 2), rows(), rows(3))
+    with pytest.raises(LabelError, match="all/c2"):  # nothing to learn from
+        made(texts, make_recipe(), task=make_task("string_accuracy", target=SEVERAL), fold=untaught)
+
+
+@pytest.mark.parametrize(("protocol", "items", "dropped"), [("strict", 2, 0), ("published", 1, 1)])
+def test_a_clip_without_a_label_is_right_when_nothing_is_written(protocol: str, items: int, dropped: int) -> None:
+    fold = Fold("test", rows(0), rows(0), rows(1, 2))
+    features = make_features(["a", Texts((), ()), "a"], [fold])
+    found = answers_of(make_task("string_accuracy", target=SEVERAL), features, fold, ["", "a"], protocol=protocol)
+    assert (len(found.rows), found.n_dropped, found.n_corrupt) == (items, dropped, 0)
+    assert found.hits().tolist() == [1.0] * items
+
+
+def test_no_training_text_is_left() -> None:
+    fold = Fold("test", rows(0, 1), rows(), rows(2, 3))
+    with pytest.raises(ProtocolError, match=r"2 look corrupt(.|\n)*next: .*target.keys.*text_filter"):
+        made(["!!!", "[--", "a", "b"], make_recipe(training={"text_filter": True}), fold=fold)

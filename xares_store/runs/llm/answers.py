@@ -123,6 +123,22 @@ class Answers:
         return result
 
 
+def references_of(task: Task, texts: Sequence[str], *, protocol: str) -> tuple[str, ...]:
+    """Return the references that count among a clip's test texts; none for a clip that is not scored.
+
+    Args:
+        task: says what its answers are.
+        texts: as the clip's JSON has them.
+        protocol: under ``published`` texts of a ``text`` task that look corrupt do not count; under ``strict`` no label is
+            an answer too, where a text may hold several.
+    """
+    if protocol == "published" and task.target.kind == "text":
+        return tuple(text for text in texts if not looks_corrupt(text))
+    if not texts and getattr(task.target, "separator", None) is not None:
+        return ("",)
+    return tuple(texts)
+
+
 def answers_of(task: Task, features: Features, fold: Fold, hypotheses: Sequence[str], *, protocol: str) -> Answers:
     """Put what was written about test clips beside what might have been.
 
@@ -145,17 +161,14 @@ def answers_of(task: Task, features: Features, fold: Fold, hypotheses: Sequence[
         )
     form = Form.of(task, protocol)
     closed = getattr(task.target, "closed", False)
-    filtered = protocol == "published" and task.target.kind == "text"
     kept: list[npt.NDArray[np.int64]] = []
     texts: list[str] = []
     references: list[tuple[str, ...]] = []
     n_corrupt = n_dropped = 0
     for clips in _clips_of_items(features, fold, whole=protocol == "strict" and features.cropped):
         own: tuple[str, ...] = features.target[fold.test[clips[0]]].test
-        if not own and form.separator is not None and not filtered:
-            own = ("",)  # no label is an answer too
-        sound = tuple(text for text in own if not (filtered and looks_corrupt(text)))
-        n_corrupt += len(own) - len(sound)
+        sound = references_of(task, own, protocol=protocol)
+        n_corrupt += max(0, len(own) - len(sound))
         if not sound:
             n_dropped += 1
             continue

@@ -68,7 +68,7 @@ def make_material(task: Task, features: Features, fold: Fold, recipe: Recipe, to
     Without a selection on validation clips, those that were only set aside for one train too.
 
     Raises:
-        LabelError: a training or test clip has no text.
+        LabelError: a training clip has no text, or a test clip where answers are not several labels.
         ProtocolError: no training text is left.
     """
     train = fold.knn_train if recipe.selection is None else fold.train
@@ -87,10 +87,15 @@ def make_material(task: Task, features: Features, fold: Fold, recipe: Recipe, to
             rows.append(row)
             counts.append(len(kept))
             texts += kept
-    for row in np.concatenate([fold.test, fold.valid if recipe.selection else fold.test[:0]]).tolist():
-        _some_text(task, features, row, features.target[row].test, _keys(task, test=True))
+    if getattr(task.target, "separator", None) is None:  # of several labels, none is an answer too
+        for row in np.concatenate([fold.test, fold.valid if recipe.selection else fold.test[:0]]).tolist():
+            _some_text(task, features, row, features.target[row].test, _keys(task, test=True))
     if not rows:
-        raise ProtocolError(f'No training text of task "{task.name}" is left.', where=f"fold {fold.name}")
+        raise ProtocolError(
+            f'No training text of task "{task.name}" is left: {filtered} look corrupt and were left out.',
+            where=f"fold {fold.name}",
+            hint="Correct target.keys in the task file, or use a recipe with training.text_filter = false.",
+        )
     asked = getattr(task.target, "prompt", None) if recipe.prompt else None
     return Material(
         task=task,
@@ -157,7 +162,7 @@ def make_course(
         seed: of the order.
         room: most audio positions beside a prompt of so many tokens; None without a limit.
     """
-    longer = [max(0, one.texts.longest - recipe.generation.max_new_tokens) for one in materials]
+    longer = [longer_than_written(one.texts.longest, recipe) for one in materials]
     crops = [
         crop_frames(one, recipe, room(len(one.prompt) + more)) for one, more in zip(materials, longer, strict=True)
     ]
@@ -168,6 +173,11 @@ def make_course(
     training = recipe.training
     mixture = Mixture(sources, shares, batch_size=training.batch_size, bucket=training.bucket, seed=seed)
     return Course(materials, mixture, crops)
+
+
+def longer_than_written(tokens: int, recipe: Recipe) -> int:
+    """Return how many tokens of a text go beyond those that the context has room for anyhow."""
+    return max(0, tokens - recipe.generation.max_new_tokens)
 
 
 def crop_frames(material: Material, recipe: Recipe, room: int | None) -> int | None:

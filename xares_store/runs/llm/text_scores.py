@@ -170,7 +170,7 @@ def _outcome(
     groups: Sequence[npt.NDArray[Any]] | None,
 ) -> _Outcome:
     if name in UNITS:
-        return _inverse_rate(name, [_edit_counts(one, UNITS[name]) for one in folds], groups)
+        return _inverse_rate(name, [edit_counts(one, UNITS[name]) for one in folds], groups)
     if name in ("string_map", "string_macro_f1"):
         return _of_labels(name, task, folds, groups)
     if name == "string_accuracy":
@@ -181,7 +181,7 @@ def _outcome(
     return _of_captions(name, folds, captions, groups)
 
 
-def _edit_counts(one: Answers, unit: Unit) -> npt.NDArray[np.int64]:
+def edit_counts(one: Answers, unit: Unit) -> npt.NDArray[np.int64]:
     """Return substitutions, deletions, insertions and reference units of each item, ``(items, 4)``."""
     target, prediction = (
         [one.form.comparable(text) for text in side] for side in (one.pair_target, one.pair_prediction)
