@@ -20,15 +20,19 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict, StrictBool, ValidationError, model_validator
 
 from xares_store import fingerprint as _hash
-from xares_store.errors import TaskError
+from xares_store.errors import TaskError, TaskNotFoundError
 from xares_store.kinds import Key, Seconds, Table
 from xares_store.measures import Count, Positive
 from xares_store.validation import problems, read_text
 
 FORMAT = 1
+MOST_STEPS = 100_000_000
 
 Fraction = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
 Amount = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+Steps = Annotated[int, Strict(), Field(ge=1, le=MOST_STEPS)]
+Share = Annotated[float, Strict(), Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
+Shards = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
 TaskName = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$", max_length=64)]
 
 
@@ -58,10 +62,10 @@ class Optimiser(Table):
     """
 
     name: Literal["adam", "adamw"]
-    learning_rate: Positive
+    learning_rate: Annotated[float, Strict(), Field(gt=0, le=100, allow_inf_nan=False)]
     weight_decay: Amount = 0.0
     schedule: Literal["cosine-epochs", "linear"]
-    warmup_steps: Count = Field(default=0, ge=0)
+    warmup_steps: Count = Field(default=0, ge=0, le=MOST_STEPS)
     max_grad_norm: Positive | None = None
 
 
@@ -70,8 +74,8 @@ class Training(Table):
 
     batch_size: Count = Field(ge=1, le=100_000, description="Clips in an optimiser step.")
     epochs: Count | None = Field(default=None, ge=1, le=10_000)
-    steps: Count | None = Field(default=None, ge=1, le=100_000_000)
-    steps_of: dict[TaskName, Annotated[int, Strict(), Field(ge=1)]] = Field(
+    steps: Steps | None = None
+    steps_of: dict[TaskName, Steps] = Field(
         default_factory=dict, description="Steps of a training on one task alone, where they differ."
     )
     crop_s: Seconds | None = Field(
@@ -81,6 +85,7 @@ class Training(Table):
     frame_budget: Count = Field(
         default=4096,
         ge=16,
+        le=100_000_000,
         description="Positions, padding included, that pass through the decoder at once; a batch of more is divided and its gradients are added up.",
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -114,10 +119,10 @@ class Mixture(Table):
     A task's share is its ``probability``, or its ``shards`` over ``all_shards``, divided by the sum over all tasks.
     """
 
-    steps: Count | None = Field(default=None, ge=1)
-    probability: dict[TaskName, Positive] = Field(default_factory=dict)
-    shards: dict[TaskName, Annotated[int, Strict(), Field(ge=1)]] = Field(default_factory=dict)
-    all_shards: Count | None = Field(default=None, ge=1)
+    steps: Steps | None = None
+    probability: dict[TaskName, Share] = Field(default_factory=dict)
+    shards: dict[TaskName, Shards] = Field(default_factory=dict)
+    all_shards: Shards | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Mixture:
@@ -172,6 +177,8 @@ class Recipe(Table):
         path = Path(path)
         try:
             raw = tomllib.loads(read_text(path))
+        except TaskNotFoundError as error:
+            raise TaskNotFoundError(error.message, hint="`xares recipes ls` lists the recipes that ship.") from None
         except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise TaskError(f"{path}: not valid TOML: {error}.", hint="See https://toml.io for the syntax.") from None
         try:

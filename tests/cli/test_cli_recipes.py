@@ -30,7 +30,7 @@ def test_ls() -> None:
     assert [row["recipe"] for row in rows] == recipe_names()
     found = {row["recipe"]: row for row in rows}
     assert found["xares-llm"]["lora"] == "r 8, alpha 32"
-    assert found["xares-llm"]["mixtures"] == "task1 task2 all"
+    assert found["xares-llm"]["mixtures"] == "task1 task2 all challenge"
     assert (found["xares-asr"]["length"], found["xares-asr"]["lora"]) == ("10 epochs", None)
     assert [row["decoder"] for row in csv.DictReader(io.StringIO(run("ls", "--csv")))] == [
         load_recipe(name).decoder for name in recipe_names()

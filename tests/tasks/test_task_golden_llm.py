@@ -87,7 +87,7 @@ def test_a_data_set_has_one_folder() -> None:
 
 def test_suites_are_the_mixtures() -> None:
     mixtures = load_recipe("xares-llm").mixtures
-    assert set(mixtures) == set(JOINT)
+    assert set(mixtures) == {*JOINT, "challenge"}
     for config, count in zip(JOINT, (15, 5, 20), strict=True):
         listed = [name_of(facts) for facts in TASKS if facts["included_in"][config]]
         assert suites()[config] == listed
@@ -97,6 +97,13 @@ def test_suites_are_the_mixtures() -> None:
     assert suites()["challenge"] == suites()["all"] + extra
     listed_only = {entry["dataset"]: entry for entry in FACTS["challenge_paper"]["in_paper_not_in_configs"]}
     assert set(listed_only) == {"LibriSpeech", "NSynth-Pitch"}
+    ours, everything = mixtures["challenge"], mixtures["all"]
+    assert set(ours.shares()) == set(suites()["challenge"])
+    assert (ours.probability, ours.steps, ours.all_shards) == (
+        everything.probability, everything.steps, everything.all_shards,
+    )  # fmt: skip
+    shards = {name: len(expanded(load_task(name).split_patterns()["train"])) for name in extra[1:]}
+    assert ours.shards == {**everything.shards, **shards, "llm-librispeech-gender": 20}
     closed = [task for task in load_tasks(["challenge"]) if isinstance(task.target, Text) and task.target.closed]
     assert len(closed) == FACTS["challenge_paper"]["closed_set_tasks"] == 17
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from xares_store.catalog import load_recipe
 from xares_store.errors import ConfigError
-from xares_store.recipe import Recipe
+from xares_store.recipe import MOST_STEPS, Recipe
 
 if TYPE_CHECKING:
     from xares_store.runs.request import Request
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 RECIPE_OF_KIND = {"transcript": "xares-asr", "text": "xares-llm"}
 _PRECISIONS = ("fp32", "bf16", "fp16")
 _COMBINE = ("stack", "mean")
+# Which option a value of the recipe comes from.
+_OPTION_OF = {
+    ("projector", "stride"): "--stride",
+    ("projector", "combine"): "--stride-mode",
+    ("optimiser", "learning_rate"): "--lr",
+    ("training", "batch_size"): "--batch-size",
+    ("training", "epochs"): "--epochs",
+    ("training", "precision"): "--precision",
+    ("training", "frame_budget"): "--frame-budget",
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,16 @@ class LlmOptions:
         for option, value, least in at_least:
             if value is not None and value < least:
                 raise ConfigError(f"Expected at least {least:g}, found {value}.", where=option)
+        if self.max_steps is not None and self.max_steps > MOST_STEPS:
+            raise ConfigError(f"Expected at most {MOST_STEPS:,}, found {self.max_steps:,}.", where="--max-steps")
+        for option, spec in (
+            ("--recipe", self.recipe),
+            ("--decoder", self.decoder),
+            ("--sentence-encoder", self.sentence_encoder),
+            ("--fluency-model", self.fluency_model),
+        ):
+            if spec is not None and not str(spec).strip():
+                raise ConfigError("Expected a name or a path, found nothing.", where=option, hint="Leave it away.")
         if self.time_budget_s is not None and not 0 < self.time_budget_s < float("inf"):
             raise ConfigError(f"Expected a time above 0, found {self.time_budget_s} s.", where="--time-budget")
         for option, word, words in (
@@ -154,4 +174,9 @@ def wanted_recipe(tasks: Sequence[Task], request: Request) -> Wanted:
         return Wanted(Recipe.model_validate(raw), recipe.fingerprint[:16], changes)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{'.'.join(str(key) for key in first['loc'])}: {first['msg']}.", where="--recipe") from None
+        place, message = tuple(str(key) for key in first["loc"]), str(first["msg"])
+        option = _OPTION_OF.get(place[:2])
+        if option is None:
+            raise ConfigError(f"{'.'.join(place)}: {message}.", where="--recipe") from None
+        wanted = message.removeprefix("Input should be ")
+        raise ConfigError(f"Expected a value {wanted}, found {first['input']}.", where=option) from None
