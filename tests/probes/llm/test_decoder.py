@@ -17,6 +17,7 @@ from xares_store.errors import ProbeError
 from xares_store.probes.hub import find_text_files
 from xares_store.probes.llm.decoder import Decoder, DecoderShape, decoder_shape, find_decoder, load_decoder
 from xares_store.probes.llm.examples import Example
+from xares_store.probes.llm.memory import trained_parameters
 from xares_store.probes.llm.model import AudioLm, Written
 from xares_store.quiet import quiet_transformers
 
@@ -256,3 +257,13 @@ def test_width_is_that_of_the_token_table(tmp_path: Path) -> None:
     assert (shape.hidden, shape.width) == (8, 6)
     assert _load(folder).shape == shape
     assert DecoderShape(576, 1536, 30, 9, 3, 64, 49152, 2048, True).width == 576
+
+
+def test_a_projector_writes_into_the_token_table_and_not_into_positions(tmp_path: Path) -> None:
+    recipe = load_recipe("xares-asr").model_copy(update={"lora": None})
+    model = AudioLm(_load(_other(tmp_path / "decoder", _opt(word_embed_proj_dim=6))), recipe, dim=5, separator=1)
+    loss, tokens = model.loss([Example(np.ones((3, 5), np.float32), (), (2, 3), "clip")])
+    assert torch.isfinite(loss)
+    assert tokens == 4
+    counted = sum(value.numel() for value in model.trainable().values())
+    assert counted == trained_parameters(model.text.shape, recipe, 5)

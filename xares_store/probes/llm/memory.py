@@ -60,7 +60,7 @@ def decoder_parameters(shape: DecoderShape) -> int:
     """
     layer = sum(inputs * outputs for inputs, outputs in _linear(shape)) + 2 * shape.hidden
     tables = 1 if shape.tied else 2
-    return tables * shape.vocabulary * shape.hidden + shape.layers * layer + shape.hidden
+    return tables * shape.vocabulary * shape.width + shape.layers * layer + shape.hidden
 
 
 def trained_parameters(shape: DecoderShape, recipe: Recipe, dim: int) -> int:
@@ -73,7 +73,7 @@ def trained_parameters(shape: DecoderShape, recipe: Recipe, dim: int) -> int:
         >>> trained_parameters(DecoderShape(896, 4864, 24, 14, 2, 64, 151936, 32768, True), load_recipe("xares-asr"), 768)
         11839872
     """
-    width, hidden, inner = _width(recipe, dim), shape.hidden, shape.inner
+    width, hidden, inner = _width(recipe, dim), shape.width, shape.inner
     if recipe.projector.kind == "linear":
         projector = width * hidden + hidden
     else:

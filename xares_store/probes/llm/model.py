@@ -74,7 +74,7 @@ class AudioLm(nn.Module):
         self._clips = Clips(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.audio_projector = make_projector(recipe.projector, dim, decoder.shape.hidden, decoder.shape.inner)
+            self.audio_projector = make_projector(recipe.projector, dim, decoder.shape.width, decoder.shape.inner)
             self.decoder = _adapted(decoder, recipe, self._clips)
         device = next(decoder.model.parameters()).device
         self.audio_projector.to(device)

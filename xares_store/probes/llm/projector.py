@@ -61,7 +61,7 @@ def make_projector(projector: Projector, dim: int, hidden: int, inner: int) -> n
     Args:
         projector: its kind, and how frames are combined.
         dim: size of a stored frame.
-        hidden: the decoder's hidden size.
+        hidden: width of a token's vector in the decoder.
         inner: the decoder's intermediate size, which a gated adapter takes over.
     """
     width = dim * projector.stride if projector.combine == "stack" else dim
