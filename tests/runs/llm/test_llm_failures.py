@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runs.llm.material import Llm, make
+from tests.runs.llm.material import Llm, make, write_recipe
 from tests.spoken import speak
+from tests.text_models import save_text_model
 from tests.toy import wav, write_tar
 from xares_store.catalog import load_task
 from xares_store.errors import LabelError, ProbeError, XaresError
+from xares_store.probes.captions import CaptionModels
 from xares_store.runs.embed import embed
 from xares_store.runs.evaluate import evaluate
 from xares_store.runs.llm.evaluate import evaluate_llm
@@ -165,3 +167,59 @@ def test_a_task_in_folds_is_trained_beside_a_joint_training(llm: Llm, tmp_path: 
     single = evaluate(store, tasks=[_folded(llm)], probes=["llm"], llm=_joint(llm))
     assert [one.reused for one in single.results] == [True]
     assert not [note for note in single.notes if "alone" in note]
+
+
+def test_models_of_the_metrics_are_loaded_before_training(
+    llm: Llm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xares_store.runs.llm import evaluate as evaluations
+
+    encoder = save_text_model(tmp_path / "sentences")
+    captioned = tmp_path / "naming.toml"
+    captioned.write_text(llm.naming.read_text().replace('"string_accuracy"', '"fense"').replace("closed = true\n", ""))
+    store = llm.fresh(tmp_path / "s")
+
+    def taught(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("training began")
+
+    def broken(self: CaptionModels) -> Any:
+        raise ProbeError("no such weights")
+
+    options = _joint(llm, sentence_encoder=str(encoder), fluency_model="none")
+    monkeypatch.setattr(evaluations, "teach", taught)
+    for name in ("encoder", "checker"):
+        with monkeypatch.context() as patch:
+            patch.setattr(CaptionModels, name, property(broken))
+            with pytest.raises(ProbeError, match="no such weights"):
+                evaluate(store, tasks=[str(captioned)], probes=["llm"], llm=options)
+
+
+def test_stored_weights_keep_how_they_came_about(llm: Llm, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, llm.decoder, name="chosen", joint=False, epochs=2, lora=False)
+    store = llm.fresh(tmp_path / "s")
+    before: dict[str, Any] = {}
+    for score_labels in (False, True):
+        options = LlmOptions(recipe=str(recipe), score_labels=score_labels)
+        report = evaluate(store, tasks=[str(llm.naming)], probes=["llm"], llm=options)
+        (run,) = (store.read_run(one.run_id) for one in report.results)
+        (fold,) = run.details["folds"]
+        assert [one["epoch"] for one in fold["history"]] == [1, 2]
+        assert fold["epoch"] in (1, 2)
+        assert {name: fold[name] for name in before} == before
+        before = {name: fold[name] for name in ("history", "epoch", "loss", "steps", "tokens")}
+    assert len(store.runs()) == 2
+
+
+def test_notes_name_their_seed_or_come_once(llm: Llm, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, llm.decoder, name="other", joint=False, steps=2)
+    text = recipe.read_text().replace("<|vision_end|>", "<|nowhere|>")
+    recipe.write_text(text.replace("max_new_tokens = 8", "max_new_tokens = 1"))
+    store = llm.fresh(tmp_path / "s")
+    options = LlmOptions(recipe=str(recipe))
+    report = evaluate(store, tasks=[str(llm.spelling)], probes=["llm"], seeds=2, llm=options)
+    (note,) = [note for note in report.notes if "<|nowhere|>" in note]
+    assert "<|endoftext|>" in note
+    endless = [note for note in report.notes if "without an end" in note]
+    assert ["seed 42" in note for note in endless] == [True, False]
+    assert ["seed 43" in note for note in endless] == [False, True]
+    assert len(set(report.notes)) == len(report.notes)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from rich.console import Console
 
 from xares_store.device import launched_processes, resolve_device, set_threads
-from xares_store.errors import StoreError, XaresError
-from xares_store.probes.llm.checkpoint import CHECKPOINT, FINISHED
+from xares_store.errors import XaresError
 from xares_store.probes.llm.decoder import load_tokenizer
 from xares_store.probes.llm.ranks import Ranks, local_device
 from xares_store.probes.llm.trainer import Paused
@@ -25,6 +23,7 @@ from xares_store.runs.features import Features, load_features
 from xares_store.runs.llm.footprint import Footprint, footprint
 from xares_store.runs.llm.material import Material, make_material
 from xares_store.runs.llm.prepare import Prepared, check_context, prepare
+from xares_store.runs.llm.stored import Known, remove_training, stored_training, training_folder
 from xares_store.runs.llm.text_scores import Likelihood, score_texts
 from xares_store.runs.llm.training import Taught, separator_of, teach
 from xares_store.runs.llm.writing import (
@@ -38,9 +37,7 @@ from xares_store.runs.progress import Meter
 from xares_store.runs.provenance import describe_device
 from xares_store.runs.request import Request
 from xares_store.runs.result import EvaluateReport, result_of, run_record
-from xares_store.store.files import disk_errors
 from xares_store.store.layout import TRAINING
-from xares_store.store.run import read_tensors
 from xares_store.store.store import Store
 from xares_store.task import Task
 
@@ -54,6 +51,7 @@ class _Written:
     labels: tuple[str, ...] = ()
     details: list[dict[str, Any]] = field(default_factory=list)
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -101,12 +99,14 @@ def evaluate_llm(
     for prepared in trainings:
         _note_alone(prepared, trainings, report)
         features: list[Features] = []
+        told: set[int] = set()
         for seed in seeds:
             try:
                 missing = _missing(store, prepared, request, seed, report)
                 if missing:
                     features = features or _features(store, prepared, request)
-                    _Evaluation(store, prepared, request, seed, features, report, deadline, quiet).run(missing)
+                    _load_captions(prepared)
+                    _Evaluation(store, prepared, request, seed, features, report, deadline, quiet, told).run(missing)
             except Paused:
                 raise
             except XaresError as error:
@@ -123,6 +123,12 @@ def _missing(store: Store, prepared: Prepared, request: Request, seed: int, repo
         else:
             missing.append(number)
     return missing
+
+
+def _load_captions(prepared: Prepared) -> None:
+    """Load the models of the metrics, so that a wrong file shows now and not after a training; they stay loaded."""
+    if prepared.captions is not None:
+        _ = prepared.captions.encoder, prepared.captions.checker
 
 
 def _note_alone(prepared: Prepared, trainings: Sequence[Prepared], report: EvaluateReport) -> None:
@@ -157,6 +163,7 @@ class _Evaluation:
     report: EvaluateReport
     deadline: float | None
     quiet: bool
+    told: set[int]  # budgets whose notes were given with another fold or seed
     ranks: Ranks = field(init=False)
     footprint: Footprint = field(init=False)
     first_run: str | None = field(init=False, default=None)  # whose file of weights the other tasks' runs share
@@ -168,43 +175,14 @@ class _Evaluation:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         identity = f"{self.prepared.training_id(self.request)}-s{self.seed}"
         folder = self.store.path / TRAINING / identity
-        with self._alone(folder):
-            try:
-                self._run(folder, identity, started, missing)
-            finally:
-                if self.ranks.first:
-                    self._tidy(folder)
-
-    def _tidy(self, folder: Path) -> None:
-        """Remove a folder that nobody can go on from: everything is scored, or no checkpoint was written."""
-        seeded = ((number, self.request, self.seed) for number in range(len(self.features)))
-        kept = any(path.name in (CHECKPOINT, FINISHED) for path in folder.rglob("*"))
-        if not kept or all(self.store.has_run(self.prepared.run_id(*one)) for one in seeded):
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another training is under way
-                folder.parent.rmdir()
-
-    @contextlib.contextmanager
-    def _alone(self, folder: Path) -> Iterator[None]:
-        """Keep other processes out of the folder, those aside that were launched together with this one."""
-        if not self.ranks.first:
-            yield
-            return
-        with disk_errors(folder, "making the folder of the training"):
-            folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        try:
-            with lock.acquire(timeout=0):
-                yield
-        except Timeout:
-            raise StoreError(
-                "Another process is at this very training.",
-                where=folder,
-                hint="Wait for it; afterwards this command finds its scores in the store.",
-            ) from None
+        with training_folder(folder) if self.ranks.first else contextlib.nullcontext():
+            self._run(folder, identity, started, missing)
+            seeded = ((number, self.request, self.seed) for number in range(len(self.features)))
+            if self.ranks.first and all(self.store.has_run(self.prepared.run_id(*one)) for one in seeded):
+                remove_training(folder)
 
     def _run(self, folder: Path, identity: str, started: str, missing: Sequence[int]) -> None:
-        known = self._stored()
+        known = stored_training(self.store, self.prepared.training_id(self.request), self.seed)
         written = {number: _Written() for number in missing}
         n_folds = len(self.features[0].folds)
         for place in range(n_folds):
@@ -216,9 +194,7 @@ class _Evaluation:
                 if place == n_folds - 1:
                     self._store(number, written[number], started, taught)
 
-    def _taught(
-        self, place: int, folder: Path, identity: str, known: dict[str, np.ndarray]
-    ) -> tuple[Taught, list[Material]]:
+    def _taught(self, place: int, folder: Path, identity: str, known: Known) -> tuple[Taught, list[Material]]:
         prepared, request = self.prepared, self.request
         tokenizer = load_tokenizer(prepared.decoder)
         materials = [
@@ -227,8 +203,7 @@ class _Evaluation:
         ]
         separator = separator_of(prepared.recipe, tokenizer, protocol=request.protocol, spec=prepared.decoder.spec)
         fold = materials[0].fold.name
-        prefix = f"fold-{fold}."
-        own = {name.removeprefix(prefix): value for name, value in known.items() if name.startswith(prefix)}
+        own = known.of_fold(fold)
         size = footprint(
             prepared,
             materials,
@@ -237,6 +212,7 @@ class _Evaluation:
             given=request.llm.frame_budget is not None,
         )
         self.footprint = size
+        self._announce(size, separator.name, trains=not own)
         prepared = replace(prepared, wanted=replace(prepared.wanted, recipe=size.recipe))
         title = f"{prepared.mixture} ({size.words}): training" + (f" {fold}" if len(self.features[0].folds) > 1 else "")
         with Meter(title, total=1.0, quiet=self.quiet) as meter:
@@ -263,20 +239,37 @@ class _Evaluation:
                 progress=progress,
                 known=own or None,
             )
+        if own:
+            taught = replace(taught, trained=known.complete(taught.trained, fold))
         return taught, materials
+
+    def _announce(self, size: Footprint, separator: str | None, *, trains: bool) -> None:
+        """Say what is known before a training starts, which may take days: in the report, and at once to whoever watches."""
+        recipe, budget = self.prepared.recipe, size.recipe.training.frame_budget
+        notes = list(size.notes) if trains and budget not in self.told else []
+        self.told.add(budget)
+        if separator != recipe.separator:
+            notes.append(
+                f'The decoder\'s vocabulary has no token "{recipe.separator}"; its end token {separator} separates audio and text.'
+            )
+        said = [note for note in notes if self._say(f"{self.prepared.encoder} {self.prepared.mixture} llm: {note}")]
+        if self.quiet or not self.ranks.first:
+            return
+        console = Console(stderr=True, soft_wrap=True)
+        if trains:
+            console.print(f"{self.prepared.mixture}: training may take {size.words}.", markup=False, highlight=False)
+        for note in said:
+            console.print(f"warning: {note}", markup=False, highlight=False)
+
+    def _say(self, note: str) -> bool:
+        """Put a note into the report once, whatever tasks, folds and seeds it is true of."""
+        new = note not in self.report.notes
+        if new:
+            self.report.notes.append(note)
+        return new
 
     def _device(self) -> str:
         return local_device(resolve_device(self.request.device))
-
-    def _stored(self) -> dict[str, np.ndarray]:
-        """Return the weights of the same training from a run that the store has already."""
-        rows = self.store.sql(
-            "select run_id from runs where probe = 'llm' and seed = $seed and json_extract_string(settings, '$.training') = $training",
-            {"training": self.prepared.training_id(self.request), "seed": self.seed},
-        )
-        for run_id in rows.column("run_id").to_pylist():
-            return read_tensors(self.store.path, run_id)
-        return {}
 
     def _write(self, taught: Taught, material: Material, written: _Written, seconds: float) -> None:
         began = time.perf_counter()
@@ -324,6 +317,7 @@ class _Evaluation:
                 "notes": [*self.footprint.notes, *trained.notes],
             }
         )
+        written.notes += trained.notes
         prefix = f"fold-{fold}."
         written.tensors |= {prefix + name: value for name, value in trained.state.items()}
         written.tensors[prefix + "history.loss"] = trained.losses
@@ -342,7 +336,7 @@ class _Evaluation:
             details={
                 "folds": written.details,
                 "decoder": prepared.decoder.spec,
-                "recipe": prepared.recipe.model_dump(mode="json", exclude_none=True, exclude={"mixtures"}),
+                "recipe": self.footprint.recipe.model_dump(mode="json", exclude_none=True, exclude={"mixtures"}),
                 "separator": taught.separator.name,
                 "memory": asdict(self.footprint.estimate) | {"available": self.footprint.available},
             },
@@ -374,14 +368,13 @@ class _Evaluation:
     def _notes(self, task: Task, written: _Written) -> None:
         place = f"{self.prepared.encoder} {task.name} llm"
         cut = sum(one["cut"] for one in written.details)
-        if cut:
-            self.report.notes.append(
-                f"{place}: {cut} test clips were longer than the decoder's context and cut at their end."
-            )
+        if cut:  # the same clips with every seed
+            self._say(f"{place}: {cut} test clips were longer than the decoder's context and cut at their end.")
+        if len(self.request.seeds_of("llm")) > 1:
+            place += f" seed {self.seed}"
         endless = sum(one["unfinished"] for one in written.details)
         if endless:
-            self.report.notes.append(
-                f"{place}: {endless} answers reached {self.prepared.recipe.generation.max_new_tokens} tokens without an end."
-            )
-        for note in dict.fromkeys(note for one in written.details for note in one["notes"]):
-            self.report.notes.append(f"{place}: {note}")
+            limit = self.prepared.recipe.generation.max_new_tokens
+            self._say(f"{place}: {endless} answers reached {limit} tokens without an end.")
+        for note in written.notes:
+            self._say(f"{place}: {note}")
