@@ -14,8 +14,8 @@ from tests.store.conftest import predictions, run_record
 from xares_store.catalog import data_dir, load_recipe, load_task, load_tasks, suites
 from xares_store.metrics.aggregate import weighted_average
 from xares_store.runs.aggregates import suite_report
-from xares_store.runs.llm.options import LlmOptions, wanted_recipe
-from xares_store.runs.llm.prepare import CAPTION_METRICS, Prepared, mixture_of
+from xares_store.runs.llm.options import CAPTION_METRICS, LlmOptions, wanted_recipe
+from xares_store.runs.llm.prepare import Prepared, mixture_of
 from xares_store.runs.mteb import write_mteb
 from xares_store.runs.published import published_lines, published_scores
 from xares_store.runs.request import make_request, probes_for, settings_for

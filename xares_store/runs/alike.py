@@ -10,7 +10,7 @@ from xares_store.catalog import load_recipe, recipe_names
 from xares_store.fingerprint import fingerprint, short
 from xares_store.probes.probe import PROBES
 from xares_store.protocol import PROTOCOLS
-from xares_store.runs.llm.options import RECIPE_OF_KIND
+from xares_store.runs.llm.options import CAPTION_METRICS, RECIPE_OF_KIND
 from xares_store.runs.request import make_request, plain_settings, probes_for
 from xares_store.task import Task
 
@@ -19,7 +19,6 @@ Change = dict[str, Any]
 # Settings of a run of llm that a line says by other means, or that change no score of the main metric.
 _SAID_OTHERWISE = ("definition", "decoder_identity", "shares", "training", "score_labels")
 _LLM_ALONE = ("recipe", "decoder", "mixture", "captions", "stride", "stride_mode", "precision", "max_steps")
-_CAPTION_METRICS = ("fense", "date")
 
 
 def alike(
@@ -150,6 +149,6 @@ def _known_to(row: Row, task: Task, change: Change) -> Change:
     """Return the part of a change that means something to the probe of a score."""
     if row["probe"] != "llm":
         return {name: value for name, value in change.items() if name not in _LLM_ALONE}
-    if set(_CAPTION_METRICS) & set(task.metric.names):
+    if CAPTION_METRICS & set(task.metric.names):
         return change
     return {name: value for name, value in change.items() if name != "captions"}

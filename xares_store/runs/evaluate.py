@@ -14,7 +14,7 @@ from xares_store.errors import ConfigError, ProbeError, StoreError, TaskNotFound
 from xares_store.kinds import PROBES_OF_KIND
 from xares_store.probes.probe import PROBES
 from xares_store.runs.features import Features, choose_encoders, load_features, parts_digest, task_named
-from xares_store.runs.llm.options import LlmOptions
+from xares_store.runs.llm.options import CAPTION_METRICS, LlmOptions
 from xares_store.runs.outcomes import outcomes
 from xares_store.runs.progress import Meter
 from xares_store.runs.request import (
@@ -170,9 +170,12 @@ def _language_models(
         except Paused as pause:
             report.paused.append(f"{encoder}: {pause}")
         except XaresError as error:
-            if len({name for name, _ in pairs}) == 1 and not report.results:
+            done = {result.task for result in report.results if (result.encoder, result.probe) == (encoder, "llm")}
+            named = {name for entry in report.failed if entry[0] == encoder for name in entry[1].split(", ")}
+            without = [task.name for task in tasks if task.name not in done | named]
+            if len({name for name, _ in pairs}) == 1 and not (report.results or report.failed):
                 raise
-            report.failed.append((encoder, ", ".join(task.name for task in tasks), str(error)))
+            report.failed.append((encoder, ", ".join(without or (task.name for task in tasks)), str(error)))
 
 
 def _stacked(task: Task, request: Request) -> tuple[str, ...]:
@@ -182,14 +185,22 @@ def _stacked(task: Task, request: Request) -> tuple[str, ...]:
 
 def _refuse_idle_options(tasks: Sequence[Task], request: Request) -> None:
     """An option that no task asked for makes use of is a slip."""
-    if any(task.target.kind == "captions" for task in tasks):
-        return
-    for option, value in (("--text-encoder", request.text_encoder), ("--tokenizer", request.tokenizer)):
-        if value is not None:
+    written = [task for task in tasks if "llm" in probes_for(task, request)]
+    has_captions = any(task.target.kind == "captions" for task in tasks)
+    has_closed = any(getattr(task.target, "closed", False) for task in written)
+    has_judged = any(CAPTION_METRICS & set(task.metric.names) for task in written)
+    for option, value, used, owners, example in (
+        ("--text-encoder", request.text_encoder, has_captions, "of captions", "clotho"),
+        ("--tokenizer", request.tokenizer, has_captions, "of captions", "clotho"),
+        ("--score-labels", request.llm.score_labels or None, has_closed, "whose texts are labels", "llm-esc-50"),
+        ("--sentence-encoder", request.llm.sentence_encoder, has_judged, "scored by fense or date", "llm-clotho"),
+        ("--fluency-model", request.llm.fluency_model, has_judged, "scored by fense or date", "llm-clotho"),
+    ):
+        if value is not None and not used:
             raise ConfigError(
-                "This setting belongs to tasks of captions, and none is to be evaluated.",
+                f"This setting belongs to tasks {owners}, and none is to be evaluated.",
                 where=option,
-                hint="Leave it away, or name a task of captions: --task clotho.",
+                hint=f"Leave it away, or name a task {owners}: --task {example}.",
             )
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from tests.runs.llm.material import Llm, make
 from xares_store.catalog import load_recipe, load_task, suites
-from xares_store.errors import ConfigError, TaskNotFoundError
+from xares_store.errors import ConfigError, ProbeError, TaskNotFoundError
 from xares_store.recipe import Recipe
+from xares_store.runs.evaluate import evaluate
 from xares_store.runs.llm.options import LlmOptions, wanted_recipe
 from xares_store.runs.llm.prepare import Prepared, mixture_of, planned_steps, steps_of
 from xares_store.runs.request import Request, make_request
+from xares_store.runs.result import EvaluateReport
 
 
 def prepared(recipe: Recipe, names: list[str]) -> Prepared:
@@ -105,3 +109,51 @@ def test_a_missing_recipe_file_speaks_of_recipes() -> None:
         wanted_recipe([load_task("llm-gtzan")], request(recipe="nowhere.toml"))
     assert "xares recipes ls" in str(found.value)
     assert "tasks ls" not in str(found.value)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Llm:
+    return make(tmp_path_factory.mktemp("llm"))
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "words"),
+    [
+        ("--score-labels", {"score_labels": True}, "labels"),
+        ("--sentence-encoder", {"sentence_encoder": "org/name"}, "fense"),
+        ("--fluency-model", {"fluency_model": "none"}, "fense"),
+    ],
+    ids=str,
+)
+def test_options_that_no_task_makes_use_of_are_refused(
+    llm: Llm, option: str, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as found:
+        evaluate(llm.store, tasks=[str(llm.spelling)], probes=["llm"], llm=LlmOptions(recipe=str(llm.alone), **given))
+    assert found.value.where == option
+
+
+def test_labels_are_scored_where_one_task_of_several_has_them(llm: Llm, tmp_path: Path) -> None:
+    options = LlmOptions(recipe=str(llm.joint), max_steps=1, score_labels=True)
+    report = evaluate(llm.fresh(tmp_path / "s"), tasks=llm.tasks, probes=["llm"], llm=options)
+    assert {result.task: "score_labels" in result.settings for result in report.results} == {
+        "naming": True,
+        "spelling": False,
+    }
+
+
+def test_what_failed_is_named_and_what_was_done_is_not(
+    llm: Llm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xares_store.runs.llm import evaluate as module
+
+    def fail(store: Any, encoder: str, tasks: Any, asked: Any, report: EvaluateReport, **_: Any) -> None:
+        report.results += stored.results
+        raise ProbeError("no more")
+
+    store = llm.fresh(tmp_path / "s")
+    stored = evaluate(store, tasks=[str(llm.naming)], probes=["llm"], llm=LlmOptions(str(llm.joint), max_steps=1))
+    monkeypatch.setattr(module, "evaluate_llm", fail)
+    report = evaluate(store, tasks=llm.tasks, probes=["llm"], llm=LlmOptions(recipe=str(llm.joint), max_steps=1))
+    assert [task for _, task, _ in report.failed] == ["spelling"]
+    assert "no more" in report.failed[0][2]

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 # What is trained where no recipe is named: the published one of the task's kind.
 RECIPE_OF_KIND = {"transcript": "xares-asr", "text": "xares-llm"}
+CAPTION_METRICS = frozenset(("fense", "date"))  # what a sentence encoder and an error checker are needed for
 _PRECISIONS = ("fp32", "bf16", "fp16")
 _COMBINE = ("stack", "mean")
 # Which option a value of the recipe comes from.
-_OPTION_OF = {
+_OPTION_OF: dict[tuple[str, ...], str] = {
     ("projector", "stride"): "--stride",
     ("projector", "combine"): "--stride-mode",
     ("optimiser", "learning_rate"): "--lr",

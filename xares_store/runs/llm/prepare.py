@@ -14,15 +14,13 @@ from xares_store.probes.llm.decoder import DecoderShape, decoder_shape, find_dec
 from xares_store.probes.probe import PROBES
 from xares_store.recipe import Recipe
 from xares_store.runs.features import parts_digest
-from xares_store.runs.llm.options import RECIPE_OF_KIND, Wanted, wanted_recipe
+from xares_store.runs.llm.options import CAPTION_METRICS, RECIPE_OF_KIND, Wanted, wanted_recipe
 from xares_store.runs.request import Request, run_name
 from xares_store.store.store import Store
 from xares_store.task import Task
 
 if TYPE_CHECKING:
     from xares_store.probes.captions import CaptionModels
-
-CAPTION_METRICS = frozenset(("fense", "date"))
 
 
 @dataclass(frozen=True)
@@ -253,14 +251,19 @@ def check_context(prepared: Prepared, prompt: int) -> int | None:
     Raises:
         ProbeError: there is no room for any audio.
     """
-    context = prepared.shape.context
+    return audio_room(prepared.shape, prepared.recipe, prompt, spec=prepared.decoder.spec)
+
+
+def audio_room(shape: DecoderShape, recipe: Recipe, prompt: int, *, spec: str) -> int | None:
+    """Return the same of a decoder's sizes, a recipe and the decoder's name; errors as in :func:`check_context`."""
+    context = shape.context
     if context is None:
         return None
-    room = context - prompt - prepared.recipe.generation.max_new_tokens - 2
+    room = context - prompt - recipe.generation.max_new_tokens - 2
     if room < 1:
         raise ProbeError(
             f"The decoder sees {context} positions, and prompt and answer may take {context - room}.",
-            where=f"--decoder {prepared.decoder.spec}",
+            where=f"--decoder {spec}",
             hint="Use a decoder with a longer context, or a recipe with fewer max_new_tokens.",
         )
     return room
