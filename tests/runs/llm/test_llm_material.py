@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.runs.llm.made import LABELS, made, make_features, make_recipe, make_task, rows, said
-from xares_store.errors import LabelError, ProtocolError
+from tests.runs.llm.made import LABELS, made, make_features, make_recipe, make_task, renamed, rows, said
+from xares_store.errors import LabelError, ProbeError, ProtocolError
 from xares_store.probes.llm.batches import BatchReader
 from xares_store.protocol import Fold
 from xares_store.recipe import Recipe
@@ -112,3 +112,39 @@ def test_no_training_text_is_left() -> None:
     fold = Fold("test", rows(0, 1), rows(), rows(2, 3))
     with pytest.raises(ProtocolError, match=r"2 look corrupt(.|\n)*next: .*target.keys.*text_filter"):
         made(["!!!", "[--", "a", "b"], make_recipe(training={"text_filter": True}), fold=fold)
+
+
+def _crops(gaps: bool, texts: dict[str, int], prompts: bool = True) -> dict[str, int | None]:
+    """Crops of tasks whose longest training text has so many letters; the context has 50 places, 7 of them for answers."""
+    recipe = make_recipe(prompt=prompts)
+    found = [
+        renamed(made(["a" * length] * 8, recipe, n_frames=200), name) for name, length in texts.items()
+    ]  # fmt: skip
+    course = make_course(found, [1.0] * len(found), recipe, 0, lambda prompt: 50 - 7 - prompt, gaps=gaps)
+    return dict(zip(texts, course.crop_frames, strict=True))
+
+
+def test_a_text_longer_than_answers_takes_its_place_from_the_audio() -> None:
+    assert _crops(False, {"short": 3, "long": 27}) == {"short": 2 * (43 - 4), "long": 2 * (43 - 4 - 20)}
+    # Published: the audio of one clip stands beside the text of another.
+    assert _crops(True, {"short": 3, "long": 27}) == {"short": 2 * (43 - 4 - 20), "long": 2 * (43 - 4 - 20)}
+    assert _crops(True, {"short": 3}) == {"short": 2 * (43 - 4)}
+
+
+def test_a_text_that_leaves_no_room_is_named() -> None:
+    def room(prompt: int) -> int:
+        if prompt > 40:
+            raise ProbeError("No room.")
+        return 43 - prompt
+
+    texts: list[Texts | str] = ["a", Texts(("b", "c"), ("b",)), Texts(("d", "x" * 100_000), ("d",)), "e", "f", "g", "h", "i"]  # fmt: skip
+    recipe = make_recipe()
+    with pytest.raises(ProbeError) as caught:
+        make_course([made(texts, recipe)], [1.0], recipe, 0, room)
+    message = str(caught.value)
+    assert "100000 tokens" in message
+    assert "clip all/c2, task made" in message
+    for remedy in ("--where", "text_filter", "decoder with a longer context"):
+        assert remedy in message
+    with pytest.raises(ProbeError, match=r"^No room"):
+        make_course([made(texts[3:] * 2, recipe)], [1.0], recipe, 0, lambda prompt: room(prompt + 40))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xares_store.errors import LabelError, ProtocolError
+from xares_store.errors import LabelError, ProbeError, ProtocolError
 from xares_store.kinds import Text
 from xares_store.metrics.text import looks_corrupt
 from xares_store.probes.llm.decoder import Tokens, encode
@@ -20,6 +20,8 @@ from xares_store.recipe import Recipe
 from xares_store.runs.features import Features
 from xares_store.store.stream import FrameSource
 from xares_store.task import Task
+
+_SHOWN = 60  # characters of a text in a message
 
 
 @dataclass(frozen=True)
@@ -62,22 +64,24 @@ class Material:
         return Example(np.asarray(frames, np.float32), self.prompt, (), self.name(row))
 
 
+def training_rows(fold: Fold, recipe: Recipe) -> NDArray[np.int64]:
+    """Return the clips that train: without a selection on validation clips, those that were only set aside for one too."""
+    return fold.knn_train if recipe.selection is None else fold.train
+
+
 def make_material(task: Task, features: Features, fold: Fold, recipe: Recipe, tokenizer: Any) -> Material:
     """Choose and tokenise a task's training texts.
-
-    Without a selection on validation clips, those that were only set aside for one train too.
 
     Raises:
         LabelError: a training clip has no text, or a test clip where answers are not several labels.
         ProtocolError: no training text is left.
     """
-    train = fold.knn_train if recipe.selection is None else fold.train
     texts: list[str] = []
     rows: list[int] = []
     counts: list[int] = []
     first = np.full(len(features.clip_id), -1, np.int64)
     filtered = 0
-    for row in train.tolist():
+    for row in training_rows(fold, recipe).tolist():
         own = features.target[row].train
         _some_text(task, features, row, own, _keys(task, test=False))
         kept = [text for text in own if not (recipe.training.text_filter and looks_corrupt(text))]
@@ -152,6 +156,8 @@ def make_course(
     recipe: Recipe,
     seed: int,
     room: Callable[[int], int | None],
+    *,
+    gaps: bool = False,
 ) -> Course:
     """Mix the training clips of several tasks.
 
@@ -161,11 +167,17 @@ def make_course(
         recipe: batch size, bucket and crop.
         seed: of the order.
         room: most audio positions beside a prompt of so many tokens; None without a limit.
+        gaps: the published layout: in a batch the most audio of one clip stands before the most text of another, of
+            whatever task.
+
+    Raises:
+        ProbeError: a training text leaves no room for audio.
     """
-    longer = [longer_than_written(one.texts.longest, recipe) for one in materials]
-    crops = [
-        crop_frames(one, recipe, room(len(one.prompt) + more)) for one, more in zip(materials, longer, strict=True)
-    ]
+    rooms = [_room_beside_texts(one, recipe, room) for one in materials]
+    limits = [limit for limit in rooms if limit is not None]
+    if gaps and limits:
+        rooms = [min(limits)] * len(rooms)
+    crops = [crop_frames(one, recipe, limit) for one, limit in zip(materials, rooms, strict=True)]
     sources = [
         Source(frames=one.frames, rows=one.rows, n_texts=one.n_texts, crop_frames=crop)
         for one, crop in zip(materials, crops, strict=True)
@@ -173,6 +185,30 @@ def make_course(
     training = recipe.training
     mixture = Mixture(sources, shares, batch_size=training.batch_size, bucket=training.bucket, seed=seed)
     return Course(materials, mixture, crops)
+
+
+def _room_beside_texts(material: Material, recipe: Recipe, room: Callable[[int], int | None]) -> int | None:
+    """Return the most audio positions beside prompt and longest training text; None without a limit."""
+    limit = room(len(material.prompt))  # prompt and answer that do not fit are an error of their own
+    more = longer_than_written(material.texts.longest, recipe)
+    if limit is None or not more:
+        return limit
+    try:
+        return room(len(material.prompt) + more)
+    except ProbeError:
+        longest = int(np.diff(material.texts.offset).argmax())
+        row = int(material.rows[np.cumsum(material.n_texts).searchsorted(longest, side="right")])
+        raise ProbeError(
+            f"A training text of {material.texts.longest} tokens leaves no room for audio in the decoder's context.",
+            where=f"clip {material.name(row)}, task {material.task.name}",
+            hint="Leave the clip out with --where, use a recipe with training.text_filter = true if the text is corrupt, "
+            "or a decoder with a longer context.",
+        ) from None
+
+
+def shortened(text: str) -> str:
+    """Return the start of a text, for messages."""
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 def longer_than_written(tokens: int, recipe: Recipe) -> int:

@@ -139,7 +139,7 @@ def teach(
     def room(prompt: int) -> int | None:
         return check_context(prepared, prompt)
 
-    course = make_course(materials, prepared.shares, recipe, seed, room)
+    course = make_course(materials, prepared.shares, recipe, seed, room, gaps=request.protocol == "published")
     if known is not None:
         losses, tokens = known.pop("history.loss"), known.pop("history.tokens")
         model.load(known)

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from xares_store.errors import ProbeError
-from xares_store.metrics.text import normalise
 from xares_store.probes.llm.batches import micro_batches
 from xares_store.probes.llm.examples import Example
 from xares_store.probes.llm.model import AudioLm, Written
 from xares_store.probes.llm.ranks import Ranks
 from xares_store.recipe import Recipe
-from xares_store.runs.llm.material import Material
+from xares_store.runs.llm.answers import Form
+from xares_store.runs.llm.material import Material, longer_than_written, shortened, training_rows
 
 _HELD_BYTES = 64 << 20  # of frames as float32, sorted by length together
 _HELD_CLIPS = 512
@@ -37,15 +37,19 @@ class Labels:
 
 
 def labels_of(material: Material, model: AudioLm) -> Labels:
-    """Return the labels that a closed task's training clips have; spellings that are normalised alike are one."""
-    separator = getattr(material.task.target, "separator", None)
-    found: dict[str, str] = {}
-    folds = material.features.folds  # one list for all of them, so that a column means the same label in each
-    for row in np.unique(np.concatenate([fold.knn_train for fold in folds])).tolist():
-        for text in material.features.target[row].train:
-            for label in text.split(separator) if separator else (text,):
-                if label.strip():
-                    found.setdefault(normalise(label), label.strip())
+    """Return the labels that a closed task's training clips have; spellings that are scored as one label are one.
+
+    With k folds these are the labels of the training clips of all folds together, so that a column means the same label in
+    each of them. A fold may thus offer a label that its own training clips lack; none is there for test clips alone.
+    """
+    form = Form.of(material.task, "published" if model.gaps else "strict")
+    target, features = material.features.target, material.features
+    found: dict[str | tuple[str, ...], str] = {}
+    for row in np.unique(np.concatenate([training_rows(fold, model.recipe) for fold in features.folds])).tolist():
+        for text in target[row].train:
+            for label in text.split(form.separator) if form.separator else (text,):
+                if label.strip() and form.same(label):
+                    found.setdefault(form.same(label), label.strip())
     names = tuple(sorted(found.values()))
     tokens = model.text.encode(names)
     return Labels(names, tuple(tokens[index] for index in range(len(names))))
@@ -120,8 +124,26 @@ def label_likelihoods(
     room: int | None,
     progress: Callable[[int], None],
 ) -> NDArray[np.float64]:
-    """Return the log-likelihood of each label as the answer about each clip, ``(clips, labels)``."""
+    """Return the log-likelihood of each label as the answer about each clip, ``(clips, labels)``.
+
+    ``room`` is as in :func:`write_about`; a label of more tokens than an answer takes what is more from the audio.
+
+    Raises:
+        ProbeError: the longest label leaves no room for audio.
+    """
     found: dict[int, NDArray[np.float64]] = {}
+    longest = max(labels.tokens, key=len, default=())
+    more = longer_than_written(len(longest), recipe)
+    if room is not None and more:
+        room -= more
+        if room < 1:
+            name = labels.names[labels.tokens.index(longest)]
+            raise ProbeError(
+                f"A label of {len(longest)} tokens leaves no room for audio in the decoder's context: {shortened(name)}.",
+                where=f"task {material.task.name}",
+                hint="Use a decoder with a longer context, leave the clip out with --where, or score without "
+                "--score-labels.",
+            )
     for held in _held(material, rows, recipe, room):
         for one in held:
             found[one.row] = model.label_scores(one.example, labels.tokens, budget=recipe.training.frame_budget)
