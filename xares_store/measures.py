@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
@@ -24,6 +24,10 @@ class Metric(Table):
 
     n_classes: Count | None = Field(
         default=None, ge=2, le=100_000, description="Classes that string_map and string_macro_f1 are the mean over."
+    )
+
+    date_kind: Literal["long", "short", "speech", "music", "sound", "environment"] | None = Field(
+        default=None, description="Kind of captions, by which date says what is similar; long when left out."
     )
 
     @property

@@ -192,7 +192,7 @@ def transcripts(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> l
         task, labels, clip_ids: as in :func:`class_indices`, for a ``transcript`` task.
 
     Raises:
-        LabelError: a value that is missing or no text.
+        LabelError: a value that is missing, no text, or text that cannot be encoded.
     """
     target = _target(task, Transcript)
 
@@ -200,7 +200,7 @@ def transcripts(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> l
         value = value_of(text, target.key, clip_id)
         if not isinstance(value, str):
             raise malformed("a text", value, task, clip_id, target.key)
-        return value
+        return _encodable(value, task, clip_id, target.key)
 
     return _each(labels, clip_ids, read)
 
@@ -229,7 +229,7 @@ def texts_of(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> list
             are the transcript.
 
     Raises:
-        LabelError: the JSON is no object, or a value is neither text nor number.
+        LabelError: the JSON is no object, or a value is neither text nor number, or text that cannot be encoded.
     """
     if isinstance(task.target, Transcript):
         return [Texts((text,), (text,)) for text in transcripts(task, labels, clip_ids)]
@@ -258,11 +258,24 @@ def _first_text(
             number = None if isinstance(item, bool) else as_number(item)
             if not isinstance(item, str) and number is None:
                 raise malformed("text or a number", item, task, clip_id, key)
-            texts.append(item if isinstance(item, str) else str(item))
+            texts.append(_encodable(item, task, clip_id, key) if isinstance(item, str) else str(item))
         texts = [text for text in texts if text.strip()]
         if texts:
             return (target.separator.join(texts),) if target.separator is not None else tuple(texts)
     return ()
+
+
+def _encodable(text: str, task: Task, clip_id: str, key: str) -> str:
+    """Return a text that can be written down: JSON may hold halves of characters (``"\\ud83d"``), which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise LabelError(
+            f"Wanted text, found half of a character at place {error.start}: {text[error.start]!a}.",
+            where=f'clip {clip_id}, key "{key}", task {task.name}',
+            hint="Correct the JSON beside the audio: an escaped character outside the basic plane takes two escapes.",
+        ) from None
+    return text
 
 
 def read_target(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> Any:

@@ -214,6 +214,14 @@ class Task(Table):
             raise ValueError("metric.n_classes: the mean over classes needs their number")
         if metric.n_classes is not None and not classed:
             raise ValueError("metric.n_classes belongs to string_map and string_macro_f1, neither of which is named")
+        if metric.date_kind is not None and "date" not in metric.names:
+            raise ValueError("metric.date_kind belongs to date, which is not named")
+        closed = getattr(self.target, "closed", False)
+        if self.audio.crop_s is not None and (kind == "transcript" or (kind == "text" and not closed)):
+            raise ValueError(
+                "audio.crop_s: each crop of a recording would learn the whole of its text; recipes crop in training, so "
+                "leave audio.crop_s away"
+            )
         for probe in ("frame", "retrieval"):
             if getattr(self.probe, probe) is not None and probe not in PROBES_OF_KIND[kind]:
                 raise ValueError(f'probe.{probe} does not fit target.kind "{kind}"')

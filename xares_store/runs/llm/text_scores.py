@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from xares_store.errors import MetricError
+from xares_store.metrics.captioning import DateKind
 from xares_store.metrics.cider import cider_d
 from xares_store.metrics.classification import mean_average_precision
 from xares_store.metrics.resampling import (
@@ -178,7 +179,7 @@ def _outcome(
     if name == "cider":  # of all references of a clip under either protocol: no published table has it
         items = [cider_d(one.references, one.hypotheses) for one in folds]
         return _mean(name, items, [np.ones(len(one)) for one in items], groups)
-    return _of_captions(name, folds, captions, groups)
+    return _of_captions(name, folds, captions, groups, kind=task.metric.date_kind or "long")
 
 
 def edit_counts(one: Answers, unit: Unit) -> npt.NDArray[np.int64]:
@@ -243,7 +244,12 @@ def _of_labels(name: str, task: Task, folds: Sequence[Answers], groups: Sequence
 
 
 def _of_captions(
-    name: str, folds: Sequence[Answers], captions: CaptionModels | None, groups: Sequence[npt.NDArray[Any]] | None
+    name: str,
+    folds: Sequence[Answers],
+    captions: CaptionModels | None,
+    groups: Sequence[npt.NDArray[Any]] | None,
+    *,
+    kind: DateKind,
 ) -> _Outcome:
     if captions is None:
         raise MetricError(
@@ -254,7 +260,8 @@ def _of_captions(
     metric: Literal["fense", "date"] = "date" if name == "date" else "fense"
     rule: Literal["strict", "published"] = "published" if folds[0].form.every_pair else "strict"
     found = [
-        caption_scores(one.hypotheses, one.references, metric=metric, models=captions, protocol=rule) for one in folds
+        caption_scores(one.hypotheses, one.references, metric=metric, models=captions, protocol=rule, kind=kind)
+        for one in folds
     ]
     outcome = _mean(
         metric_label(metric, captions), [one.per_clip for one in found], [one.weight for one in folds], groups
