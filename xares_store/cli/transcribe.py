@@ -32,5 +32,5 @@ def transcribe(
     from xares_store.runs.llm.transcribe import transcribe as write
 
     found = write(store, run, clip_ids, task=task, prompt=prompt, decoder=decoder, device=device)
-    rows = [[one.split, one.clip_id, one.text, one.reference, one.finished] for one in found]
-    emit(["split", "clip", "text", "reference", "finished"], rows, fmt=fmt)
+    rows = [[one.split, one.clip_id, one.text, one.reference, one.finished, one.cut] for one in found]
+    emit(["split", "clip", "text", "reference", "finished", "cut"], rows, fmt=fmt)
