@@ -56,9 +56,18 @@ def make_recipe(**tables: Any) -> Recipe:
     return Recipe.model_validate(content | tables)
 
 
-def tokenizer(texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
+class _Letters:
     """One token a character."""
-    return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+    all_special_ids: tuple[int, ...] = (0,)
+    eos_token_id = pad_token_id = 0
+    unk_token_id = None
+
+    def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+
+tokenizer = _Letters()
 
 
 def said(tokens: Sequence[int]) -> str:

@@ -124,15 +124,29 @@ class Tokens:
 
 
 def encode(tokenizer: Any, texts: Sequence[str], *, block: int = 8192) -> Tokens:
-    """Tokenise texts block by block, without special tokens."""
+    """Tokenise texts block by block, without special tokens; what looks like one in a text is spelt as any text is.
+
+    A tokenizer that knows no other spelling of a special token leaves it out.
+    """
+    special = _special(tokenizer)
     flat: list[NDArray[np.int32]] = []
     lengths: list[int] = []
     for first in range(0, len(texts), block):
-        found = tokenizer(list(texts[first : first + block]), add_special_tokens=False)["input_ids"]
+        wanted = list(texts[first : first + block])
+        found = tokenizer(wanted, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        found = [ids if special.isdisjoint(ids) else [one for one in ids if one not in special] for ids in found]
         lengths += [len(ids) for ids in found]
         flat.append(np.fromiter((token for ids in found for token in ids), np.int32))
     offset = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
     return Tokens(np.concatenate(flat) if flat else np.zeros(0, np.int32), offset)
+
+
+def _special(tokenizer: Any) -> set[int]:
+    """Return the tokens that no text may hold: all special ones, but that for unknown words if it is nothing else."""
+    special = set(tokenizer.all_special_ids)
+    if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.pad_token_id):
+        special.discard(tokenizer.unk_token_id)
+    return special
 
 
 def find_decoder(spec: str) -> TextFiles:
