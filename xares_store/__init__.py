@@ -1,8 +1,8 @@
 """Benchmark frozen audio encoders in two phases: embed once into a store, evaluate as often as you like.
 
 The public door: `fetch_task`, `import_audio`, `embed`, `estimate`, `evaluate`, `transcribe`, `compare`, `leaderboard_rows`,
-`check`, `load_encoder`, `load_task`, `Store`, `Task` and `XaresError`. Names are loaded when they are first used, so importing the
-package imports nothing else.
+`check`, `load_encoder`, `load_task`, `LlmOptions`, `Store`, `Task` and `XaresError`. Names are loaded when they are first
+used, so importing the package imports nothing else.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xares_store.runs.estimate import estimate as estimate
     from xares_store.runs.evaluate import evaluate as evaluate
     from xares_store.runs.leaderboard import leaderboard_rows as leaderboard_rows
+    from xares_store.runs.llm.options import LlmOptions as LlmOptions
     from xares_store.runs.llm.transcribe import transcribe as transcribe
     from xares_store.store.store import Store as Store
     from xares_store.task import Task as Task
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _DOOR = {
+    "LlmOptions": "xares_store.runs.llm.options",
     "Store": "xares_store.store.store",
     "Task": "xares_store.task",
     "XaresError": "xares_store.errors",
@@ -46,6 +48,7 @@ _DOOR = {
 }
 
 __all__ = [
+    "LlmOptions",
     "Store",
     "Task",
     "XaresError",

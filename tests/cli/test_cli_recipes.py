@@ -67,6 +67,13 @@ def test_show_toml_is_a_recipe_file(name: str, tmp_path: Path) -> None:
     assert run("show", str(tmp_path / f"{name}.toml"), "--json") == run("show", name, "--json")
 
 
+@pytest.mark.parametrize("other", ["--json", "--csv"])
+def test_two_formats_are_refused(other: str) -> None:
+    result = CliRunner().invoke(recipes, ["show", "xares-llm", "--toml", other])
+    assert result.exit_code == 2
+    assert f"--toml and {other}" in result.output
+
+
 def test_validate_lists_all_problems(tmp_path: Path) -> None:
     assert run("validate", str(SHIPPED)).count(": valid, ") == len(recipe_names())
     text = run("show", "xares-asr", "--toml")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +28,7 @@ from xares_store.probes.probe import PROBES
 if TYPE_CHECKING:
     from xares_store.runs.result import EvaluateReport, Result
 
+TERMINATED = 128 + signal.SIGTERM
 COLUMNS = (
     "encoder", "task", "probe", "protocol", "metric", "score", "low", "high", "seeds", "seed_sd", "test", "dropped", "new",
 )  # fmt: skip
@@ -159,48 +164,50 @@ def evaluate(
     """Train and score probes on stored embeddings.
 
     Needs no audio and no encoder. Scores that are in the store already are not computed again. Exit code 1 when a
-    combination could not be evaluated, 75 when --time-budget ended a training before its last step: nothing is scored
+    combination could not be evaluated, 130 after Ctrl-C and 143 after SIGTERM, both of which keep what was trained, 75 when --time-budget ended a training before its last step: nothing is scored
     then, and the same command goes on.
     """
     from xares_store.runs import evaluate as phase_two
     from xares_store.runs.llm.options import LlmOptions
 
+    terminated: list[int] = []
     try:
-        report = phase_two.evaluate(
-            store,
-            tasks=tasks,
-            encoders=encoders,
-            probes=probes,
-            seeds=seeds,
-            learning_rates=rates or None,
-            epochs=epochs,
-            batch_size=batch_size,
-            k=k,
-            temperature=temperature,
-            where=where,
-            protocol=protocol,
-            device=device,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            memory_bytes=memory_mib << 20,
-            llm=LlmOptions(
-                recipe=recipe,
-                decoder=decoder,
-                max_steps=max_steps,
-                stride=stride,
-                stride_mode=stride_mode,
-                precision=precision,
-                frame_budget=frame_budget,
-                time_budget_s=time_budget_s,
-                score_labels=score_labels,
-                sentence_encoder=sentence_encoder,
-                fluency_model=fluency_model,
-            ),
-            quiet=process_rank() > 0,
-        )
+        with _terminating_like_ctrl_c(terminated):
+            report = phase_two.evaluate(
+                store,
+                tasks=tasks,
+                encoders=encoders,
+                probes=probes,
+                seeds=seeds,
+                learning_rates=rates or None,
+                epochs=epochs,
+                batch_size=batch_size,
+                k=k,
+                temperature=temperature,
+                where=where,
+                protocol=protocol,
+                device=device,
+                text_encoder=text_encoder,
+                tokenizer=tokenizer,
+                memory_bytes=memory_mib << 20,
+                llm=LlmOptions(
+                    recipe=recipe,
+                    decoder=decoder,
+                    max_steps=max_steps,
+                    stride=stride,
+                    stride_mode=stride_mode,
+                    precision=precision,
+                    frame_budget=frame_budget,
+                    time_budget_s=time_budget_s,
+                    score_labels=score_labels,
+                    sentence_encoder=sentence_encoder,
+                    fluency_model=fluency_model,
+                ),
+                quiet=process_rank() > 0,
+            )
     except KeyboardInterrupt:
         console.print("Interrupted. Finished runs are stored; the same command does only what is missing.")
-        return INTERRUPTED
+        return TERMINATED if terminated else INTERRUPTED
     if process_rank() > 0:  # of several processes that train together, the first one reports
         return _code(report)
     columns, rows, title = list(COLUMNS), [list(row) for row in _rows(report)], None
@@ -214,6 +221,24 @@ def evaluate(
     for pause in report.paused:
         console.print(f"paused: {pause}", markup=False, highlight=False)
     return _code(report)
+
+
+@contextlib.contextmanager
+def _terminating_like_ctrl_c(received: list[int]) -> Iterator[None]:
+    """Let SIGTERM, which job schedulers send before they kill, end a training as Ctrl-C does, with a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def pass_on(number: int, _: object) -> None:
+        received.append(number)
+        signal.raise_signal(signal.SIGINT)  # held back as Ctrl-C is, where an update must not be left half done
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _code(report: EvaluateReport) -> int:

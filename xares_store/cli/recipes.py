@@ -43,6 +43,8 @@ def show_recipe(name: str, as_toml: bool, fmt: str) -> None:
     """
     from xares_store.catalog import load_recipe
 
+    if as_toml and fmt != "table":
+        raise click.UsageError(f"--toml and --{fmt} are two formats; give one of them.")
     recipe = load_recipe(name)
     content = recipe.model_dump(mode="json", exclude_none=True)
     if as_toml:
