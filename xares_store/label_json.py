@@ -79,6 +79,23 @@ def malformed(wanted: str, found: Any, task: Task, clip_id: str, key: str | None
     )
 
 
+def encodable(text: str, task: Task, clip_id: str, key: str) -> str:
+    """Return a text that can be written down: JSON may hold halves of characters (``"\\ud83d"``), which cannot.
+
+    Raises:
+        LabelError: it holds one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise LabelError(
+            f"Wanted text, found half of a character at place {error.start}: {text[error.start]!a}.",
+            where=f'clip {clip_id}, key "{key}", task {task.name}',
+            hint="Correct the JSON beside the audio: an escaped character outside the basic plane takes two escapes.",
+        ) from None
+    return text
+
+
 def as_text(value: Any) -> str | None:
     """Return a value as a vocabulary writes it, or None when it cannot stand for one class."""
     if isinstance(value, str):

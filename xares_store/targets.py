@@ -11,7 +11,18 @@ import numpy.typing as npt
 
 from xares_store.errors import LabelError
 from xares_store.kinds import Captions, Events, MultiLabel, Regression, SingleLabel, Text, Transcript
-from xares_store.label_json import as_index, as_number, as_text, malformed, member, parse, show, unknown, value_of
+from xares_store.label_json import (
+    as_index,
+    as_number,
+    as_text,
+    encodable,
+    malformed,
+    member,
+    parse,
+    show,
+    unknown,
+    value_of,
+)
 from xares_store.task import Task
 
 T = TypeVar("T")
@@ -200,7 +211,7 @@ def transcripts(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> l
         value = value_of(text, target.key, clip_id)
         if not isinstance(value, str):
             raise malformed("a text", value, task, clip_id, target.key)
-        return _encodable(value, task, clip_id, target.key)
+        return encodable(value, task, clip_id, target.key)
 
     return _each(labels, clip_ids, read)
 
@@ -258,24 +269,11 @@ def _first_text(
             number = None if isinstance(item, bool) else as_number(item)
             if not isinstance(item, str) and number is None:
                 raise malformed("text or a number", item, task, clip_id, key)
-            texts.append(_encodable(item, task, clip_id, key) if isinstance(item, str) else str(item))
+            texts.append(encodable(item, task, clip_id, key) if isinstance(item, str) else str(item))
         texts = [text for text in texts if text.strip()]
         if texts:
             return (target.separator.join(texts),) if target.separator is not None else tuple(texts)
     return ()
-
-
-def _encodable(text: str, task: Task, clip_id: str, key: str) -> str:
-    """Return a text that can be written down: JSON may hold halves of characters (``"\\ud83d"``), which cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise LabelError(
-            f"Wanted text, found half of a character at place {error.start}: {text[error.start]!a}.",
-            where=f'clip {clip_id}, key "{key}", task {task.name}',
-            hint="Correct the JSON beside the audio: an escaped character outside the basic plane takes two escapes.",
-        ) from None
-    return text
 
 
 def read_target(task: Task, labels: Sequence[str], clip_ids: Sequence[str]) -> Any:
