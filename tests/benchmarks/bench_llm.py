@@ -67,7 +67,11 @@ def main() -> None:
         recipe = load_recipe("xares-llm")
         rows = np.arange(len(source.n_frames))
         mixture = Mixture(
-            [Source(source, rows, np.ones(len(rows), np.int64))], [1.0], batch_size=4, bucket=recipe.training.bucket, seed=1
+            [Source(source, rows, np.ones(len(rows), np.int64))],
+            [1.0],
+            batch_size=4,
+            bucket=recipe.training.bucket,
+            seed=1,
         )
 
         def example(draw: Draw, frames: np.ndarray) -> Example:
@@ -82,7 +86,9 @@ def main() -> None:
 
         def seconds(steps_of: object, number: int) -> tuple[float, list[float]]:
             """Seconds of the steps after the first ones, and the losses."""
-            model = AudioLm(load_decoder(find_decoder(str(decoder)), device="cpu"), recipe, dim=source.dim, separator=None)
+            model = AudioLm(
+                load_decoder(find_decoder(str(decoder)), device="cpu"), recipe, dim=source.dim, separator=None
+            )
             plan = TrainPlan(steps, steps, recipe.optimiser, "fp32", recipe.training.frame_budget, 1e9, seed=1)
             ends: list[float] = []
             found = train(
@@ -102,7 +108,10 @@ def main() -> None:
             assert losses == expected
             number += 2
             ratios.append(stored / memory)
-            print(f"a step takes {1000 * stored / options.steps:.1f} ms, {1000 * memory / options.steps:.1f} ms", flush=True)
+            print(
+                f"a step takes {1000 * stored / options.steps:.1f} ms, {1000 * memory / options.steps:.1f} ms",
+                flush=True,
+            )
         what = f"step of 4 clips of 10 s, {options.layers} layers of {options.hidden}, store over memory"
         peak = MemoryPeak()
         for _ in reader.steps(0, 2000 if options.mebibytes >= 1024 else 200):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TERMINATED = 128 + signal.SIGTERM
 COLUMNS = (
     "encoder", "task", "probe", "protocol", "metric", "score", "low", "high", "seeds", "seed_sd", "test", "dropped", "new",
+    "runs",
 )  # fmt: skip
 
 
@@ -212,6 +213,7 @@ def evaluate(
         return _code(report)
     columns, rows, title = list(COLUMNS), [list(row) for row in _rows(report)], None
     if fmt == "table":
+        columns, rows = columns[:-1], [row[:-1] for row in rows]  # ids of runs are for programs
         title, columns, rows = lift(columns, rows, ("protocol", "metric", "dropped"))
     emit(columns, rows, fmt=fmt, title=title)
     for encoder, task, reason in report.failed:
@@ -272,6 +274,7 @@ def _rows(report: EvaluateReport) -> list[tuple[object, ...]]:
                 results[0].n_test,
                 results[0].n_dropped,
                 sum(not result.reused for result in results),
+                [result.run_id for result in results],
             )
         )
     return rows

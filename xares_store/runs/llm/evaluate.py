@@ -37,6 +37,7 @@ from xares_store.runs.progress import Meter
 from xares_store.runs.provenance import describe_device
 from xares_store.runs.request import Request
 from xares_store.runs.result import EvaluateReport, result_of, run_record
+from xares_store.runs.score import Scored
 from xares_store.store.layout import TRAINING
 from xares_store.store.store import Store
 from xares_store.task import Task
@@ -363,9 +364,9 @@ class _Evaluation:
             self.first_run = run_id
         self.ranks.gather([0.0])  # the others read what the first one wrote
         self.report.results.append(result_of(self.store.read_run(run_id), reused=False))
-        self._notes(task, written)
+        self._notes(task, written, scored)
 
-    def _notes(self, task: Task, written: _Written) -> None:
+    def _notes(self, task: Task, written: _Written, scored: Scored) -> None:
         place = f"{self.prepared.encoder} {task.name} llm"
         cut = sum(one["cut"] for one in written.details)
         if cut:  # the same clips with every seed
@@ -376,5 +377,8 @@ class _Evaluation:
         if endless:
             limit = self.prepared.recipe.generation.max_new_tokens
             self._say(f"{place}: {endless} answers reached {limit} tokens without an end.")
+        for score in scored.scores:
+            if score["metric"].startswith("likelihood_") and score["fold"] is None:
+                self._say(f"{place}: {score['metric']} {score['value']:.3f}, beside what was written freely.")
         for note in written.notes:
             self._say(f"{place}: {note}")
