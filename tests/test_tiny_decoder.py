@@ -16,7 +16,9 @@ def decoder() -> Decoder:
 
 
 def write(decoder: Decoder, text: str) -> str:
-    ids = torch.tensor([decoder.encode([text])[0]])
+    ids = torch.tensor(
+        [decoder.tokenizer(text, add_special_tokens=False)["input_ids"]]
+    )  # the separator is a token here
     found = decoder.model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False,
         eos_token_id=decoder.end, pad_token_id=decoder.pad,

@@ -24,6 +24,7 @@ def test_probes_are_known_by_their_names():
         "knn": ("knn", False),
         "frame": ("frame", True),
         "retrieval": ("retrieval", True),
+        "llm": ("llm", True),
     }
     assert {name for names in PROBES_OF_KIND.values() for name in names} == set(PROBES)
 

@@ -120,7 +120,7 @@ def test_two_processes_agree_with_one_and_one_of_them_writes(tmp_path: Path) -> 
     assert first["calls"] > second["calls"] > 30
     assert first["losses"] == second["losses"]
     assert first["digest"] == second["digest"]
-    assert close(run(tmp_path / "one", steps=30, frame_budget=13), run(tmp_path / "two", batches=None))
+    assert close(run(tmp_path / "one", steps=30, frame_budget=13), run(tmp_path / "two", batches=None, steps=30))
 
 
 @pytest.mark.slow
