@@ -135,8 +135,21 @@ def write_naming(root: Path) -> Path:
     return path
 
 
+_made: dict[int, Llm] = {}
+
+
 def make(root: Path, *, budget: int = 256) -> Llm:
-    """Generate audio, embed it, and write decoder and recipes."""
+    """Generate audio, embed it, and write decoder and recipes: once a process, whichever module asks first.
+
+    Nobody writes into what is returned; :meth:`Llm.fresh` copies the store.
+    """
+    if budget not in _made:
+        _made[budget] = make_anew(root, budget=budget)
+    return _made[budget]
+
+
+def make_anew(root: Path, *, budget: int = 256) -> Llm:
+    """Do so for a test that writes into it."""
     data = root / "data"
     spelling = write_spoken(data, name="spelling", clips=CLIPS, letters=LETTERS, length=(2, 3))
     naming = write_naming(data)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runs.llm.material import Llm, make, write_recipe
+from tests.runs.llm.material import Llm, make_anew, write_recipe
 from tests.spoken import speak
 from tests.text_models import save_text_model
 from tests.toy import wav, write_tar
@@ -57,7 +57,7 @@ def write_folded(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Llm:
-    found = make(tmp_path_factory.mktemp("llm"))
+    found = make_anew(tmp_path_factory.mktemp("llm"))
     data = found.root / "data"
     embed("logmel", [str(write_folded(data))], store=found.store, data=data)
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.runs.llm.material import make
+from tests.runs.llm.material import make_anew
 from xares_store.runs.evaluate import evaluate
 from xares_store.runs.llm import training
 from xares_store.runs.llm.options import LlmOptions
@@ -18,7 +18,7 @@ class _Seen(Exception):
 
 
 def test_a_training_knows_whether_its_layout_has_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    llm = make(tmp_path)
+    llm = make_anew(tmp_path)
     found: list[bool] = []
 
     def course(*_: Any, gaps: bool) -> None:

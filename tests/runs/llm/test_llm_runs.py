@@ -197,7 +197,7 @@ def test_a_killed_training_goes_on_to_the_same_scores(llm: Llm, tmp_path: Path) 
         "--store", str(store.path),
     ]  # fmt: skip
     killed = 0
-    for steps in (1, 5, 20):
+    for steps in (1, 20):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline and _steps(store) < steps:
@@ -207,7 +207,7 @@ def test_a_killed_training_goes_on_to_the_same_scores(llm: Llm, tmp_path: Path) 
             killed += 1
         process.wait()
         assert not store.runs()
-    assert killed == 3
+    assert killed == 2
     subprocess.run(command, check=True, capture_output=True)
     assert sorted(store.runs()) == sorted(whole.runs())
     for run_id in whole.runs():

@@ -25,8 +25,8 @@ def test_a_training_that_is_told_to_end_keeps_its_steps(
     llm: Llm, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     store = llm.fresh(tmp_path / "s")
-    # So many steps that only the signal ends it; the first one is kept at once and tells that it has begun.
-    recipe = write_recipe(tmp_path, llm.decoder, name="slow", joint=True, steps=100_000)
+    # So many steps that only the signal ends it; the first checkpoint tells that it has begun.
+    recipe = write_recipe(tmp_path, llm.decoder, name="slow", joint=True, steps=100_000, checkpoint_s=4.0)
     command = [
         sys.executable, "-m", "xares_store", "evaluate", "--probe", "llm", "--recipe", str(recipe), "--task",
         str(llm.naming), "--store", str(store.path),
@@ -37,7 +37,7 @@ def test_a_training_that_is_told_to_end_keeps_its_steps(
         time.sleep(0.05)
     (checkpoint,) = _checkpoints(store.path)
     before = checkpoint.stat().st_mtime_ns
-    time.sleep(1)  # for further steps, which are not kept before the minute is over
+    time.sleep(0.5)  # for further steps, which are not kept before another four seconds are over
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code

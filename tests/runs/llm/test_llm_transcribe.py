@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.probes.llm.models import save_tiny
-from tests.runs.llm.material import LETTERS, Llm, make, write_recipe
+from tests.runs.llm.material import LETTERS, Llm, make_anew, write_recipe
 from tests.runs.llm.test_llm_failures import write_folded
 from xares_store.cli import cli
 from xares_store.errors import ConfigError, ProbeError
@@ -27,7 +27,7 @@ from xares_store.store.store import Store
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Llm:
-    found = make(tmp_path_factory.mktemp("llm"))
+    found = make_anew(tmp_path_factory.mktemp("llm"))
     data = found.root / "data"
     embed("logmel", [str(write_folded(data))], store=found.store, data=data)
     return found
