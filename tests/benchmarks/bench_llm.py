@@ -43,11 +43,11 @@ def source_of(path: Path) -> FrameSource:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hidden", type=int, default=192)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--mebibytes", type=int, default=1024, help="of float16 frames in the store")
+    parser.add_argument("--hidden", type=int, default=576)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--mebibytes", type=int, default=512, help="of float16 frames in the store")
     options = parser.parse_args()
     set_threads()
     with tempfile.TemporaryDirectory(prefix="xares-bench-") as folder:
