@@ -326,6 +326,12 @@ def test_text_is_written_as_precisely_as_it_was_learnt(tiny: Path) -> None:
     np.testing.assert_array_equal(_model(tiny, single).label_scores(example, [(2,), (3,)]), whole)
 
 
+def test_the_separator_is_no_part_of_what_is_written(tiny: Path) -> None:
+    model = _model(tiny, "xares-asr")
+    assert model.text.decode([1, 2]) == "<|vision_end|> hello"  # no special token of this vocabulary
+    assert model._said([1, 2, 1, 3]) == "hello world"
+
+
 def test_state_comes_back(tiny: Path) -> None:
     one, other = _model(tiny, "xares-llm", seed=1), _model(tiny, "xares-llm", seed=2)
     examples = _examples("xares-llm")

@@ -218,11 +218,8 @@ class _Training:
             )
         if done is not None:
             if int(done.record["step"]) != self.plan.steps:
-                raise CorruptError(
-                    f"A training that counts as finished made {done.record['step']:,} of {self.plan.steps:,} steps.",
-                    where=self.files.folder,
-                    hint="Remove this folder; the training begins anew.",
-                )
+                made = f"A training that counts as finished made {done.record['step']:,} of {self.plan.steps:,} steps."
+                raise CorruptError(made, where=self.files.folder, hint="Remove this folder; training begins anew.")
             return self._trained(done.arrays, done.record)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # steps seed it; the caller's random numbers stay as they were
